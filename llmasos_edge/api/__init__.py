@@ -1,0 +1,1 @@
+"""The system-call surface: what every caller, from whatever side, can ask of a node."""

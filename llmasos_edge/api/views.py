@@ -1,0 +1,115 @@
+"""What callers see of the kernel: its tasks, models and memory as JSON values."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from llmasos_edge.ipc.messages import class_name
+from llmasos_edge.kernel.dispatcher import Kernel
+from llmasos_edge.kernel.processor import Processor
+from llmasos_edge.kernel.task import Task
+from llmasos_edge.kernel.units import Milliseconds
+
+Json = dict[str, object]
+Measure = Callable[[], Mapping[str, int]]  # region or model name -> bytes that the system reports
+DAEMON: Final = "daemon"
+
+
+def task_row(task: Task, now: Milliseconds) -> Json:
+    """A row of `ps`."""
+    ended = task.ended_ms if task.ended_ms is not None else now
+    ran = task.running_ms(now)
+    return {
+        "id": task.id,
+        "state": task.state.name,
+        "class": class_name(task.priority),
+        "client": task.submission.client,
+        "model": task.model,
+        "session": task.submission.session,
+        "app": task.submission.app,
+        "prompt_tokens": task.prompt_tokens,
+        "cached_tokens": task.cached_tokens,
+        "generated_tokens": task.generated,
+        "waiting_ms": max(0, ended - task.submitted_ms - ran),
+        "running_ms": ran,
+        "deadline_ms": task.submission.deadline_ms,
+    }
+
+
+def task_detail(task: Task, now: Milliseconds, position: int, eta_ms: int) -> Json:
+    """`show`: the row, and what else there is to tell."""
+    row = task_row(task, now)
+    outcome = task.outcome
+    if outcome is None:
+        row |= {"position": position, "eta_ms": eta_ms}
+    else:
+        row["finish_reason"] = outcome.finish_reason or None
+        row["error"] = outcome.error.wire() if outcome.error else None
+    return row | {
+        "reason": task.reason or None,
+        "sequence": task.sequence,
+        "max_tokens": task.submission.max_tokens,
+        "preemptions": task.preemptions,
+        "attempt": task.attempt,
+        "parked_bytes": task.parked.size if task.parked else 0,
+        "text": "".join(task.text),
+    }
+
+
+def model_row(processor: Processor) -> Json:
+    """Where a model is, and what it is doing."""
+    return {
+        "id": processor.model,
+        "state": processor.phase.value,
+        "context": processor.limits.context,
+        "cells": processor.limits.cells,
+        "sequences": processor.limits.sequences,
+        "pinned": processor.limits.pinned,
+        "running": len(processor.running),
+        "ready": len(processor.ready),
+        "deterministic": processor.details.get("deterministic"),
+    }
+
+
+def memory(kernel: Kernel, measured: Mapping[str, int]) -> Json:
+    """The shape of `mem`."""
+    ledger, arena = kernel.loader.ledger, kernel.arena.statistics()
+    tasks = [task for task in kernel.table.live() if task.submission.session is not None]
+    models = [
+        {
+            "id": each.model,
+            "state": each.phase.value,
+            "charged": sum(region.bytes for region in each.regions),
+            "measured": measured.get(each.model, 0),
+        }
+        for each in kernel.loader.processors()
+    ]
+    return {
+        "budget": ledger.budget,
+        "charged": ledger.charged,
+        "measured": sum(measured.values()),
+        "regions": [_region(region.name, region.kind, region.bytes, measured) for region in ledger.regions()],
+        "arena": {
+            "size": arena.size,
+            "used": arena.used,
+            "extents": arena.extents,
+            "holes": arena.holes,
+            "largest_hole": arena.largest_hole,
+            "fragmentation": round(arena.fragmentation, 4),
+            "fit": kernel.arena.fit,
+        },
+        "swap": {"size": 0, "used": 0},
+        "models": models,
+        "sessions": {
+            "resident": sum(task.sequence is not None for task in tasks),
+            "parked": sum(task.parked is not None for task in tasks),
+            "swapped": 0,
+            "dropped": sum(task.sequence is None and task.parked is None for task in tasks),
+        },
+    }
+
+
+def _region(name: str, kind: str, size: int, measured: Mapping[str, int]) -> Json:
+    row: Json = {"name": name, "kind": kind, "bytes": size}
+    if name in measured:
+        row["measured"] = measured[name]
+    return row

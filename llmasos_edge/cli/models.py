@@ -1,0 +1,106 @@
+"""The commands about models: models, and model pull, add, rm, verify, load, drop."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmasos_edge.cli import render
+from llmasos_edge.cli.node import call, connect, examples, json_option, put
+from llmasos_edge.cli.progress import Progress
+from llmasos_edge.errors import StoreError, Unreachable
+
+DEFAULT_STATE = "/var/lib/llmasos"
+
+
+@click.command(epilog=examples("llmasos models"))
+@json_option
+def models(as_json: bool) -> None:
+    """List the models that the node has or knows where to get."""
+    put(call("models"), as_json, render.models)
+
+
+@click.group()
+def model() -> None:
+    """Get, check, load or remove a model."""
+
+
+@model.command(epilog=examples("llmasos model pull smollm2-135m"))
+@click.argument("name", metavar="MODEL")
+@json_option
+def pull(name: str, as_json: bool) -> None:
+    """Download a model of the catalogue, and check its hash. An interrupted download is resumed."""
+    with connect() as client:
+        stream = client.stream("model.pull", model=name)
+        with Progress(name) as progress:
+            for event in stream:
+                progress.show(event["progress"])
+        put(stream.result, as_json, _say_model)
+
+
+@model.command(epilog=examples("llmasos model add ~/qwen.gguf qwen"))
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False, resolve_path=True))
+@click.argument("name", metavar="NAME")
+@json_option
+def add(path: Path, name: str, as_json: bool) -> None:
+    """Take a GGUF FILE of this machine into the store, as NAME."""
+    put(call("model.add", path=str(path), name=name), as_json, _say_model)
+
+
+@model.command(epilog=examples("llmasos model rm qwen"))
+@click.argument("name", metavar="MODEL")
+@json_option
+def rm(name: str, as_json: bool) -> None:
+    """Remove a model's file from the store."""
+    put(call("model.rm", model=name), as_json, _say_model)
+
+
+@model.command(epilog=examples("llmasos model verify smollm2-135m", "llmasos model verify qwen --state .state/demo"))
+@click.argument("name", metavar="MODEL")
+@click.option("--state", type=click.Path(path_type=Path, exists=True), help="Read this state folder, and ask no node.")
+@json_option
+def verify(name: str, state: Path | None, as_json: bool) -> None:
+    """Read a model's file again, and check its hash. Without a node, the state folder is read directly."""
+    if state is not None:
+        result = _verify_stored(state, name)
+    else:
+        try:
+            result = call("model.verify", model=name)
+        except Unreachable:
+            folder = Path(os.environ.get("STATE_DIRECTORY") or DEFAULT_STATE)
+            if not folder.is_dir():
+                raise
+            result = _verify_stored(folder, name)
+    put(result, as_json, _say_model)
+
+
+@model.command(epilog=examples("llmasos model load smollm2-135m"))
+@click.argument("name", metavar="MODEL")
+@json_option
+def load(name: str, as_json: bool) -> None:
+    """Load a model into memory now, not when its first task comes."""
+    put(call("model.load", model=name), as_json, _say_model)
+
+
+@model.command(epilog=examples("llmasos model drop smollm2-135m"))
+@click.argument("name", metavar="MODEL")
+@json_option
+def drop(name: str, as_json: bool) -> None:
+    """Give a model's memory back; it is loaded again when needed."""
+    put(call("model.drop", model=name), as_json, _say_model)
+
+
+def _verify_stored(state: Path, name: str) -> dict[str, Any]:
+    from llmasos_edge.services.store import ModelStore  # noqa: PLC0415 - only a node's absence needs it
+
+    root = state / "models"
+    if not root.is_dir():  # ModelStore would make it
+        raise StoreError(f"{root}: no model store there; --state names the node's state folder")
+    stored = ModelStore(root, None).verify(name)
+    return {"id": stored.name, "state": "verified", "sha256": stored.sha256, "size": stored.size}
+
+
+def _say_model(result: dict[str, Any]) -> None:
+    size = f" {render.size(result['size'])}" if result.get("size") is not None else ""
+    render.line(f"{result['id']} {result.get('state', 'ok')}{size}")

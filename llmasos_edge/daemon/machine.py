@@ -1,0 +1,123 @@
+"""The machine as the kernel sees it: what models cost, and workers for them."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from llmasos_edge.config.node import ModelConfig
+from llmasos_edge.engine.gguf import GgufHeader, read_header
+from llmasos_edge.engine.host import Deliver, WorkerHost
+from llmasos_edge.engine.protocol import Load, Program
+from llmasos_edge.errors import EngineFailed, LLMasOSError
+from llmasos_edge.kernel.hal import Engine, Limits
+from llmasos_edge.kernel.memory.budget import Region
+from llmasos_edge.kernel.task import Task
+from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, Tokens
+from llmasos_edge.services.store import ModelStore
+
+log = logging.getLogger(__name__)
+MIB: Final = 1 << 20
+DAEMON_BYTES: Final = 45 * MIB  # measured: docs/benchmarks.md
+RUNTIME_BYTES: Final = 42 * MIB  # of a worker: interpreter, libraries
+VOCABULARY_BYTES: Final = 384  # a token of the vocabulary (18 MB for 49k)
+PREFIX_SEQUENCES: Final = 17  # beside the kernel's, in a worker's context: each has room for a row of logits
+STEP_ACTIVATIONS: Final = 48  # bytes for each element of a step's activations
+POOL_AUTO: Final = 8192  # cells, if the budget leaves room
+POOL_STEP: Final = 256
+LOAD_BASE_MS: Final = 20_000
+LOAD_MS_PER_GIB: Final = 20_000
+STEP_TOKENS: Final = 512
+
+
+class Hardware:
+    """Implements Machine. `room` is what the budget leaves for models; each configured model may take its share."""
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelConfig],
+        store: ModelStore,
+        room: Bytes,
+        arena: Bytes,
+        cores: int,
+        programs: Callable[[Task], Program],
+        deliver: Deliver,
+    ) -> None:
+        self.cores = cores
+        self._models, self._store = models, store
+        self._share = room // max(1, len(models))
+        self._arena, self._programs, self._deliver = arena, programs, deliver
+        self._headers: dict[str, GgufHeader] = {}
+        self.workers: dict[ModelId, WorkerHost] = {}
+
+    def limits(self, model: ModelId) -> Limits | None:
+        """Raises EngineFailed for a file that is no model."""
+        header = self._header(model)
+        if header is None:
+            return None
+        config = self._config(model)
+        cell = header.kv_bytes(1, config.kv)
+        cells = config.kv_pool or self._pool(model, header, config, cell)
+        context = Tokens(min(config.context, header.context_length or config.context))
+        return Limits(context, Tokens(max(cells, context)), config.sequences, Bytes(cell), config.pin)
+
+    def footprint(self, model: ModelId) -> tuple[Region, ...]:
+        header, limits = self._header(model), self.limits(model)
+        if header is None or limits is None:
+            return ()
+        kv = header.kv_bytes(limits.cells, self._config(model).kv)
+        return (*self._fixed(model, header, limits.sequences), Region(f"{model}.kv", "kv", Bytes(kv)))
+
+    def load_timeout(self, model: ModelId) -> Milliseconds:
+        header = self._header(model)
+        size = header.file_size if header else 0
+        return Milliseconds(LOAD_BASE_MS + size * LOAD_MS_PER_GIB // (1 << 30))
+
+    def load(self, model: ModelId) -> Engine:
+        stored, limits = self._store.find(model), self.limits(model)
+        if stored is None or limits is None:
+            raise EngineFailed(f"{model} is no longer in the store: `llmasos model pull {model}`")
+        config = self._config(model)
+        load = Load(
+            model=model,
+            path=str(stored.path),
+            context=limits.context,
+            cells=limits.cells,
+            sequences=limits.sequences,
+            kv=config.kv,
+            exact=config.exact,
+            threads=self.cores,
+        )
+        self.workers[model] = worker = WorkerHost(load, self._arena, self._programs, self._deliver)
+        return worker
+
+    def forget(self, model: ModelId) -> None:
+        self._headers.pop(model, None)
+
+    def _config(self, model: str) -> ModelConfig:
+        return self._models.get(model) or ModelConfig(model)
+
+    def _header(self, model: str) -> GgufHeader | None:
+        if model not in self._headers:
+            stored = self._store.find(model)
+            if stored is None:
+                return None
+            try:
+                self._headers[model] = read_header(stored.path)
+            except LLMasOSError as error:
+                raise EngineFailed(f"{model} can't be loaded: {error.message}") from error
+        return self._headers[model]
+
+    def _fixed(self, model: str, header: GgufHeader, sequences: int) -> tuple[Region, ...]:
+        """All but the KV pool."""
+        logits = (sequences + PREFIX_SEQUENCES) * header.vocab_size * 4
+        compute = 2 * logits + STEP_TOKENS * header.embedding_length * STEP_ACTIVATIONS
+        runtime = RUNTIME_BYTES + header.vocab_size * VOCABULARY_BYTES
+        return (
+            Region(f"{model}.weights", "weights", Bytes(header.tensor_bytes)),
+            Region(f"{model}.compute", "compute", Bytes(compute)),
+            Region(f"{model}.runtime", "runtime", Bytes(runtime)),
+        )
+
+    def _pool(self, model: str, header: GgufHeader, config: ModelConfig, cell: int) -> int:
+        left = self._share - sum(region.bytes for region in self._fixed(model, header, config.sequences))
+        return min(POOL_AUTO, max(0, left) // cell // POOL_STEP * POOL_STEP)

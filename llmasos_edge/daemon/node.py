@@ -1,0 +1,373 @@
+"""A node: its parts put together in boot order, and taken down in the exact reverse."""
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from llmasos_edge import __version__
+from llmasos_edge.api.app_server import AppServer
+from llmasos_edge.api.calls import Calls, Json
+from llmasos_edge.api.control_server import ControlCalls
+from llmasos_edge.api.door import Clocks, Door
+from llmasos_edge.api.mqtt_server import MqttServer
+from llmasos_edge.api.requests import Accepting
+from llmasos_edge.config.load import load_node
+from llmasos_edge.config.node import NodeConfig, effective
+from llmasos_edge.daemon.apps import NodeApps
+from llmasos_edge.daemon.kernel_loop import KernelLoop, monotonic_ms
+from llmasos_edge.daemon.link import Link
+from llmasos_edge.daemon.machine import DAEMON_BYTES, Hardware
+from llmasos_edge.daemon.models import Errands, NodeModels
+from llmasos_edge.daemon.state_lock import StateLock
+from llmasos_edge.engine.protocol import Answer, Command
+from llmasos_edge.errors import ConfigError, LLMasOSError, NoMemory, ShuttingDown
+from llmasos_edge.ipc.control import ControlServer
+from llmasos_edge.kernel import hal
+from llmasos_edge.kernel.dispatcher import Dispatcher, Kernel, task_counts
+from llmasos_edge.kernel.loader import Loader
+from llmasos_edge.kernel.memory.arena import Arena
+from llmasos_edge.kernel.memory.budget import Ledger, Region
+from llmasos_edge.kernel.scheduling.batch import Targets
+from llmasos_edge.kernel.scheduling.policies import POLICIES
+from llmasos_edge.kernel.syscalls import Syscalls
+from llmasos_edge.kernel.task import Outcome
+from llmasos_edge.kernel.task_table import TaskTable
+from llmasos_edge.kernel.trace import Trace
+from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId
+from llmasos_edge.resources import resource
+from llmasos_edge.services import monitor
+from llmasos_edge.services.journal import Journal
+from llmasos_edge.services.security import OPERATOR, Caller, Security
+from llmasos_edge.services.store import ModelStore
+from llmasos_edge.services.watchdog import service_manager, watchdog_interval_s
+
+log = logging.getLogger(__name__)
+RETRY_MS: Final = 2_000
+PULL_AGAIN_MS: Final = 60_000
+METRICS_EVERY_MS: Final = 30_000
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a node's files are; `models` is a folder to take model files from."""
+
+    config: Path
+    state: Path
+    runtime: Path
+    models: Path | None
+
+
+class Node:
+    """Made, started and stopped on the main thread."""
+
+    def __init__(self, config: NodeConfig, places: Places) -> None:
+        """Raises ConfigError and StoreError; nothing runs yet."""
+        self.config, self._places = config, places
+        self.boot_id = secrets.token_hex(8)
+        self.started_ms = monotonic_ms()
+        self.tokens = 0  # generated since the start
+        self.state_dir = places.state
+        self.since = datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+        self._lock = StateLock(places.state)
+        self._manager = service_manager(os.environ)
+        self.trace = Trace()
+        self.journal = Journal(
+            places.state / "journal.db",
+            monotonic_ms=monotonic_ms,
+            wall_ms=lambda: time.time_ns() // 1_000_000,
+            report=lambda kind, details: log.error("%s: %s", kind, details),
+            keep_s=config.sessions.keep_s,
+        )
+        self.boot = self.journal.boot()
+        self.loop = KernelLoop(self._broken)
+        self.security = _security(config)
+        store = ModelStore(places.state / "models", places.models)
+        self.models = NodeModels(store, [model.name for model in config.models])
+        self.apps = NodeApps(config, self.loop.post, self._event)
+        self._errands = Errands(self.loop.post)
+        self._build(store)
+        self.link = Link(self)
+        self._steps: list[Callable[[], None]] = []
+        self.ready = False
+        self._retry_at: Milliseconds | None = None
+        self._alive_s = watchdog_interval_s(os.environ)
+        self._alive_at = self._metrics_at = monotonic_ms()
+
+    def _build(self, store: ModelStore) -> None:
+        """The kernel, its machine, and the door."""
+        config = self.config
+        budget = config.memory.budget or config.board.budget(Bytes(monitor.system_memory().total))
+        ledger = Ledger(budget)
+        fixed = (Region("daemon", "daemon", Bytes(DAEMON_BYTES)), Region("arena", "arena", config.memory.arena))
+        if not ledger.charge(*fixed):
+            raise ConfigError(f"memory.budget: {budget >> 20} MiB is less than the daemon and the arena take: raise it")
+        models = {model.name: model for model in config.models}
+        cores = monitor.cores()
+        self.hardware = Hardware(
+            models, store, ledger.free, config.memory.arena, cores, lambda task: self.door.program(task), self._deliver
+        )
+        accepting = Accepting(config.models[0].name, lambda app, given: self.apps.runner.expand(app, given))
+        clocks = Clocks(monotonic_ms, lambda: time.time_ns() // 1_000_000)
+        self.door = Door(config.name, self.boot, self.journal, accepting, clocks, self.loop.post)
+        targets = Targets(Milliseconds(config.scheduler.quantum_ms), Milliseconds(config.scheduler.decode_target_ms))
+        self.kernel = Kernel(
+            table=TaskTable(self.boot),
+            scheduler=POLICIES[config.scheduler.policy](),
+            arena=Arena(config.memory.arena, config.memory.fit),
+            loader=Loader(self.hardware, ledger, self.trace),
+            trace=self.trace,
+            targets=targets,
+            userland=self.door,
+        )
+        self.dispatcher = Dispatcher(self.kernel)
+        self.syscalls = Syscalls(self.dispatcher)
+        self.door.open(self.syscalls, self.trace)
+        self.calls = Calls(
+            node=config.name,
+            boot=self.boot,
+            kernel=self.kernel,
+            syscalls=self.syscalls,
+            door=self.door,
+            models=self.models,
+            apps=self.apps,
+            about=self,
+            clock_ms=monotonic_ms,
+            slow=self._errands.run,
+        )
+        self._control = ControlCalls(self.door, self.calls, self.journal, self.security, self.trace, self.loop.post)
+        self._app_server = AppServer(self.door, self.security, self.boot, self.loop.post)
+        self.apps.connect(self._app_server)
+
+    # ---- up and down
+
+    def start(self) -> None:
+        """The boot list. Raises LLMasOSError; `stop` then takes down what stands."""
+        runtime = self._places.runtime
+        try:
+            runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{runtime}: the runtime directory can't be used: {error.strerror}") from error
+        server = ControlServer(runtime / "control.sock", self._control.handle)
+        for up, down in (
+            (self.journal.start, self.journal.stop),
+            (self._start_loop, self.loop.stop),
+            (server.start, server.stop),
+            (self.link.start_broker, self.link.stop_broker),
+            (self._start_models, self._stop_tasks),
+        ):
+            up()
+            self._steps.append(down)
+        log.info(
+            "node %s/%s, boot %d: control socket %s",
+            self.config.site,
+            self.config.name,
+            self.boot,
+            runtime / "control.sock",
+        )
+
+    def stop(self) -> None:
+        self._manager.stopping()
+        while self._steps:
+            self._steps.pop()()
+        if self.journal.boot():
+            self._lock.release()
+
+    def poll(self) -> None:
+        """Once a second, on the main thread."""
+        self.link.poll()
+
+    def _start_loop(self) -> None:
+        self.loop.start(self.dispatcher, [(self.apps.next_tick, self.apps.tick), (self._next_beat, self._beat)])
+
+    def _start_models(self) -> None:
+        """Fetch what is missing; then take up the journal's work, and let callers in."""
+        missing = self.models.missing()
+        if missing:
+            log.info("fetching %s", ", ".join(missing))
+            self._errands.run(partial(self._fetch, missing), lambda _: self._open(), self._fetch_failed)
+        else:
+            self.loop.post(self._open)
+
+    def _fetch(self, missing: list[str]) -> None:
+        for name in missing:
+            self.models.pull(name, lambda at: None)
+
+    def _fetch_failed(self, error: LLMasOSError) -> None:
+        log.error("a model is missing: %s", error.message)
+        self._retry_at = Milliseconds(monotonic_ms() + PULL_AGAIN_MS)
+        if not self.link.open:
+            self._open()
+
+    def _open(self) -> None:
+        """On the kernel's thread: replay, pinned models, and the door is open."""
+        if self.link.open:
+            self.link.announce()
+        else:
+            self.link.start()
+            self._replay()
+        for model in self.config.models:
+            if model.pin:
+                self._load_pinned(ModelId(model.name))
+        self._check_ready()
+
+    def _load_pinned(self, model: ModelId) -> None:
+        try:
+            self.syscalls.load(model, monotonic_ms())
+        except (LLMasOSError, NoMemory) as error:
+            log.error("%s is not loaded: %s", model, error.message)
+
+    def _replay(self) -> None:
+        for entry in self.journal.pending():
+            if entry.client == OPERATOR:
+                self._control.resume(entry)
+            elif "/" in entry.client:
+                self.apps.resume(entry)
+            else:
+                self.link.server.resume(entry)
+        for finished in self.journal.undelivered():
+            if "/" not in finished.client and finished.client != OPERATOR:
+                self.link.server.deliver(finished)
+
+    def _check_ready(self) -> None:
+        """Ready: every configured model is here, and the pinned ones are loaded."""
+        loaded = all(
+            (processor := self.kernel.loader.processor(ModelId(model.name))) is not None
+            and (not model.pin or processor.engine is not None and processor.details)
+            for model in self.config.models
+        )
+        if loaded and not self.ready:
+            self.ready = True
+            log.info("ready")
+            self._manager.ready()
+            self.trace.record(monotonic_ms(), "node.ready")
+            self.link.announce()
+
+    def _stop_tasks(self) -> None:
+        """Callers are told, durable work stays in the journal, and the workers give everything back."""
+
+        def close() -> None:
+            self.syscalls.closing = True
+            now = monotonic_ms()
+            for task in tuple(self.kernel.table.live()):
+                error = ShuttingDown(
+                    "the node is shutting down", retry_after_ms=RETRY_MS, details={"text": "".join(task.text)}
+                )
+                self.dispatcher.end(task, Outcome(error=error), now)
+            for processor in self.kernel.loader.processors():
+                if processor.engine is not None:
+                    processor.engine.stop()
+
+        self.loop.ask(close)
+        for worker in tuple(self.hardware.workers.values()):
+            worker.join()
+        self.link.stop()
+
+    def _broken(self, error: BaseException) -> None:
+        """A bug of ours: what is accepted is in the journal, so a new process goes on with it."""
+        log.critical("the kernel is broken: restart", exc_info=error)
+        os._exit(70)
+
+    # ---- events
+
+    def _deliver(self, model: ModelId, message: Answer | Command) -> None:
+        """From a worker's reader thread."""
+        self.loop.post(partial(self._handle, model, message))
+
+    def _handle(self, model: ModelId, message: Answer | Command) -> None:
+        now = monotonic_ms()
+        match message:
+            case hal.Report():
+                self.tokens += message.decoded
+                self.dispatcher.report(model, message, now)
+            case hal.Loaded() | hal.Died() | hal.Prepared() | hal.Refused() | hal.Parked() | hal.Finished():
+                self.dispatcher.handle(message, now)
+                if isinstance(message, hal.Loaded):
+                    self._check_ready()
+            case _:
+                log.error("worker of %s sent a %s", model, type(message).__name__)
+
+    def _event(self, kind: str, details: dict[str, object]) -> None:
+        self.loop.post(lambda: self.trace.record(monotonic_ms(), kind, **details))
+
+    def _next_beat(self) -> Milliseconds | None:
+        beat = None if self._alive_s is None else Milliseconds(self._alive_at + int(self._alive_s * 1000))
+        metrics = Milliseconds(self._metrics_at + METRICS_EVERY_MS)
+        return min(moment for moment in (beat, self._retry_at, metrics) if moment is not None)
+
+    def _beat(self, now: Milliseconds) -> None:
+        self._alive_at = now
+        self._manager.alive()
+        if now - self._metrics_at >= METRICS_EVERY_MS:
+            self._metrics_at = now
+            self.link.metrics(now)
+        if self._retry_at is not None and self._retry_at <= now:
+            self._retry_at = None
+            self._start_models()
+
+    # ---- what callers ask of the node itself
+
+    def status(self) -> Json:
+        rows = {str(each.model): each.phase.value for each in self.kernel.loader.processors()}
+        missing = set(self.models.missing())
+        models = [
+            {"id": model.name, "state": "missing" if model.name in missing else rows.get(model.name, "unloaded")}
+            for model in self.config.models
+        ]
+        return {
+            "node": self.config.name,
+            "site": self.config.site,
+            "version": __version__,
+            "boot_id": self.boot_id,
+            "boot": self.boot,
+            "pid": os.getpid(),
+            "state": self.link.state(),
+            "ready": self.ready,
+            "since": self.since,
+            "broker": self.link.broker(),
+            "models": models,
+            "apps": [row["name"] for row in self.apps.listing()],
+            "tasks": dict(task_counts(self.kernel.table)),
+            "state_dir": str(self._places.state.absolute()),
+        }
+
+    def configuration(self) -> Json:
+        return effective(self.config)
+
+    def measured(self) -> Mapping[str, int]:
+        """Proportional set sizes, in bytes: the daemon, and each model's worker."""
+        pids = {"daemon": os.getpid()}
+        pids |= {model: worker.process.pid for model, worker in self.hardware.workers.items() if worker.alive}
+        memory = {name: monitor.process_memory(pid) for name, pid in pids.items()}
+        return {name: each.pss for name, each in memory.items() if each is not None}
+
+    def reload(self) -> None:
+        """Take up changed apps. Raises ConfigError; nothing has changed then. The rest of the file takes a restart."""
+        config = load_node(self._places.config, boards=resource("board"))
+        self.apps.reload(config)
+        self.trace.record(monotonic_ms(), "config.applied", apps=list(config.apps))
+
+    def reload_quietly(self) -> None:
+        """SIGHUP: whoever sent it reads the log."""
+
+        def run() -> None:
+            try:
+                self.reload()
+            except LLMasOSError as error:
+                log.error("not reloaded: %s", error.message)
+
+        self.loop.post(run)
+
+
+def _security(config: NodeConfig) -> Security:
+    proven = config.mqtt is not None and config.mqtt.trust == "acl"
+    callers = [
+        Caller(ClientId(client.name), client.ceiling, client.operate, client.reply_topics) for client in config.clients
+    ]
+    return Security(callers, proven=proven)

@@ -1,0 +1,162 @@
+"""The daemon's side of a worker: spawn it, talk to it, tell its death; an Engine for the kernel."""
+
+import mmap
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from llmasos_edge.engine.protocol import (
+    CONTROL_PAGE,
+    Answer,
+    Command,
+    Forget,
+    Frames,
+    Load,
+    Prepare,
+    Program,
+    SwitchIn,
+    SwitchOut,
+    send,
+)
+from llmasos_edge.kernel.hal import Died, Quantum
+from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.task import Task
+from llmasos_edge.kernel.units import Bytes, ModelId, SequenceId, TaskId
+
+# A barrier that spins briefly and then sleeps: as fast alone as libgomp's default (300,000 spins), and seven times
+# faster beside another busy process, which the default waits out one scheduler slice at a time (docs/adr/0007).
+ENVIRONMENT: Final = {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "1000"}
+EXIT_S: Final = 5.0  # a worker whose socket is closed has so long to go
+Deliver = Callable[[ModelId, Answer | Command], None]
+
+
+class WorkerHost:
+    """Commands never block the caller: a sender thread writes them, a reader thread delivers what comes back.
+    `programs` is called on the sender thread: a session's turns may have to be read from the disk.
+
+    The model's part of the arena is a memfd of its own; its first page is the control page (the abort byte).
+    """
+
+    def __init__(
+        self,
+        load: Load,
+        arena: Bytes,
+        programs: Callable[[Task], Program],
+        deliver: Deliver,
+        module: str = "llmasos_edge.engine.worker",
+    ) -> None:
+        self._model, self._programs, self._deliver = load.model, programs, deliver
+        self._stopping = False
+        memfd = os.memfd_create(f"llmasos-{load.model}", os.MFD_CLOEXEC)
+        os.ftruncate(memfd, CONTROL_PAGE + arena)
+        self._arena = mmap.mmap(memfd, CONTROL_PAGE)
+        self._connection, theirs = socket.socketpair()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, str(theirs.fileno()), str(memfd)],
+            pass_fds=(theirs.fileno(), memfd),
+            env=ENVIRONMENT | os.environ,
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        os.close(memfd)
+        self._outbox: queue.SimpleQueue[Command | Task | bool | None] = queue.SimpleQueue()
+        self._outbox.put(load)
+        self._threads = [
+            threading.Thread(target=run, name=f"{load.model}-{run.__name__}") for run in (self._write, self._read)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # ---- Engine, for the kernel's thread
+
+    def prepare(self, task: Task) -> None:
+        self._outbox.put(task)
+
+    def switch_in(self, task: TaskId, sequence: SequenceId, extent: Extent | None) -> None:
+        self._outbox.put(SwitchIn(task, sequence, extent))
+
+    def switch_out(self, task: TaskId, extent: Extent | None) -> None:
+        self._outbox.put(SwitchOut(task, extent))
+
+    def grant(self, quantum: Quantum) -> None:
+        self._outbox.put(quantum)
+
+    def command(self, command: Command) -> None:
+        self._outbox.put(command)
+
+    def interrupt(self) -> None:
+        """The byte is set after the commands given so far are sent, so that the boundary it makes finds them."""
+        self._outbox.put(True)
+
+    def forget(self, task: TaskId) -> None:
+        self._outbox.put(Forget(task))
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._outbox.put(None)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def join(self) -> None:
+        """Wait until the worker is gone and every byte of it is given back."""
+        for thread in self._threads:
+            thread.join()
+
+    # ---- threads
+
+    def _write(self) -> None:
+        while (command := self._outbox.get()) is not None:
+            try:
+                if isinstance(command, bool):
+                    self._arena[0] = 1
+                elif isinstance(command, Task):
+                    send(self._connection, Prepare(command.id, self._programs(command)))
+                else:
+                    send(self._connection, command)
+            except OSError:
+                return  # the reader sees the same end, and tells of it
+        self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _read(self) -> None:
+        frames, why = Frames(), ""
+        try:
+            while data := self._connection.recv(1 << 16):
+                for message in frames.feed(data):
+                    if isinstance(message, Died):
+                        why = message.why
+                    else:
+                        self._deliver(self._model, message)
+        except OSError:
+            pass  # it died with frames of ours unread
+        except msgspec.DecodeError as error:
+            why = f"its messages can't be read: {error}"
+            self.process.kill()
+        ended = self._wait()
+        self._outbox.put(None)
+        self._threads[0].join()
+        self._connection.close()
+        self._arena.close()
+        if not self._stopping:
+            self._deliver(self._model, Died(self._model, why or ended))
+
+    def _wait(self) -> str:
+        """How the process ended."""
+        try:
+            code = self.process.wait(EXIT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"

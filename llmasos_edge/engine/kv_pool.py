@@ -1,0 +1,157 @@
+"""The KV pool of a worker: sequences, prefixes left by ended tasks, park and restore, and the pool made anew.
+
+llama.cpp fills cells upwards from a head and jumps back as soon as some are freed below it. Restored or batched
+otherwise, a sequence's logits keep their bits only while its cells ascend, so nothing is freed while there is room:
+what tasks leave behind stays as a cache of prefixes, and goes all at once when the pool is full or nobody runs.
+"""
+
+from __future__ import annotations  # array[int] exists for the type checker only
+
+import ctypes
+import mmap
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from llmasos_edge.engine.llama import SEQUENCES_MAX, LlamaContext, LlamaModel
+from llmasos_edge.engine.protocol import CONTROL_PAGE, Load
+from llmasos_edge.errors import EngineFailed
+from llmasos_edge.kernel.memory.extent import Extent
+
+PREFIX_MIN: Final = 16  # tokens: a shorter common prefix is not worth a copy
+PREFIXES: Final = 16  # sequences kept for prefixes of ended tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    sequence: int
+    owner: str
+    tokens: array[int]
+
+
+class KvPool:
+    """Sequences [0, n) are the kernel's; the next PREFIXES hold prefixes, and the last one what is left to be freed."""
+
+    def __init__(self, model: LlamaModel, load: Load, arena: mmap.mmap) -> None:
+        self._model, self._load, self._arena = model, load, arena
+        self._base = ctypes.addressof(ctypes.c_char.from_buffer(arena))
+        self._grave: Final = load.sequences + PREFIXES
+        if self._grave >= SEQUENCES_MAX:
+            raise EngineFailed(f"sequences: at most {SEQUENCES_MAX - PREFIXES - 1}, not {load.sequences}")
+        self._prefixes: list[Prefix] = []
+        self._live: set[int] = set()
+        self.context = self._make(load.cells)
+
+    def _make(self, cells: int) -> LlamaContext:
+        context = LlamaContext(self._model, cells, self._grave + 1, self._load.kv, self._load.threads)
+        context.abort_on(self._base)
+        return context
+
+    def decode(self, entries: Sequence[tuple[int, Sequence[int], int, bool]]) -> int:
+        """As LlamaContext.decode; when the pool is full, what ended tasks left is freed first."""
+        status = self.context.decode(entries)
+        if status == 1:
+            self.reclaim()
+            status = self.context.decode(entries)
+        return status
+
+    def take(self, sequence: int, owner: str, tokens: Sequence[int]) -> int:
+        """Start a sequence with the longest prefix of `tokens` that `owner` left computed; how many tokens that is."""
+        if not self._live:
+            self.context.remove(self._grave)
+        self._live.add(sequence)
+        best, length = None, PREFIX_MIN - 1
+        for prefix in self._prefixes:
+            common = _common(prefix.tokens, tokens) if prefix.owner == owner else 0
+            if common > length:
+                best, length = prefix, common
+        if best is None:
+            return 0
+        length = min(length, len(tokens) - 1)  # the last one is computed again: its logits are wanted
+        self.context.copy(best.sequence, sequence, length)
+        return length
+
+    def leave(self, sequence: int, owner: str, tokens: array[int]) -> None:
+        """The task has ended: `tokens` are computed in its sequence, and may be the prefix of another prompt."""
+        self._live.discard(sequence)
+        if len(tokens) >= PREFIX_MIN:
+            for shorter in [
+                p for p in self._prefixes if p.owner == owner and _common(p.tokens, tokens) == len(p.tokens)
+            ]:
+                self._bury_prefix(shorter)
+            if len(self._prefixes) == PREFIXES:
+                self._bury_prefix(self._prefixes[0])
+            taken = {prefix.sequence for prefix in self._prefixes}
+            free = next(n for n in range(self._load.sequences, self._grave) if n not in taken)
+            self.context.copy(sequence, free)
+            self._prefixes.append(Prefix(free, owner, tokens))
+        self._bury(sequence)
+
+    def park(self, sequence: int, extent: Extent) -> int:
+        """Save the state into the arena and let go of the sequence; the bytes used, 0 if it does not fit."""
+        size = self.context.save(sequence, self._base + CONTROL_PAGE + extent.offset, extent.size)
+        self.release(sequence)
+        return size
+
+    def restore(self, sequence: int, extent: Extent, size: int) -> bool:
+        """The reverse; the extent's memory goes back to the system."""
+        self._live.add(sequence)
+        good = self.context.restore(sequence, self._base + CONTROL_PAGE + extent.offset, size)
+        self.discard(extent)
+        return good
+
+    def discard(self, extent: Extent) -> None:
+        """Give the pages of an extent back to the system (madvise(2), MADV_REMOVE)."""
+        self._arena.madvise(mmap.MADV_REMOVE, CONTROL_PAGE + extent.offset, extent.size)
+
+    def release(self, sequence: int) -> None:
+        """The sequence's state is no longer wanted."""
+        self._live.discard(sequence)
+        self._bury(sequence)
+
+    def reclaim(self) -> None:
+        """Free all that ended tasks left. An exact model is packed as well, so that cells ascend again."""
+        for prefix in self._prefixes:
+            self.context.remove(prefix.sequence)
+        self._prefixes.clear()
+        self.context.remove(self._grave)
+        if self._load.exact:
+            self.rebuild(self.context.cells)
+
+    def rebuild(self, cells: int) -> None:
+        """Save every live sequence, make the context anew with `cells`, and restore them one after another."""
+        saved = {sequence: self._save_aside(sequence) for sequence in sorted(self._live)}
+        self._prefixes.clear()
+        if cells == self.context.cells:
+            self.context.clear()
+        else:
+            self.context.close()
+            self.context = self._make(cells)
+        for sequence, state in saved.items():
+            if len(state) and not self.context.restore(sequence, ctypes.addressof(state), len(state)):
+                raise EngineFailed(f"sequence {sequence} can't be restored into {cells} cells")
+
+    def _save_aside(self, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
+        size = self.context.state_size(sequence)
+        state = (ctypes.c_uint8 * size)()
+        self.context.save(sequence, ctypes.addressof(state), size)
+        return state
+
+    def _bury_prefix(self, prefix: Prefix) -> None:
+        self._prefixes.remove(prefix)
+        self._bury(prefix.sequence)
+
+    def _bury(self, sequence: int) -> None:
+        """Keep the cells taken, so that the head goes on upwards, but free the sequence's number."""
+        if self._live:
+            self.context.copy(sequence, self._grave)
+        self.context.remove(sequence)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    length = min(len(one), len(other))
+    if one[:length] == other[:length]:
+        return length
+    return next(at for at in range(length) if one[at] != other[at])

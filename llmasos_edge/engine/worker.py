@@ -1,0 +1,226 @@
+"""A worker process: one model, a compute thread (the main one), and a front thread that prepares prompts."""
+
+import ctypes
+import mmap
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from llmasos_edge.engine.answer_text import AnswerText
+from llmasos_edge.engine.chat import ChatTemplate
+from llmasos_edge.engine.grammar import grammar_of, parse_answer
+from llmasos_edge.engine.kv_pool import KvPool
+from llmasos_edge.engine.llama import STEP_TOKENS, L, LlamaModel
+from llmasos_edge.engine.mailbox import Mailbox
+from llmasos_edge.engine.protocol import (
+    Answer,
+    Command,
+    Forget,
+    Frames,
+    Load,
+    Prepare,
+    Resize,
+    Resized,
+    SwitchIn,
+    SwitchOut,
+    send,
+)
+from llmasos_edge.engine.sampling import Sampler
+from llmasos_edge.engine.stepper import Stepper
+from llmasos_edge.engine.work import Work
+from llmasos_edge.errors import LLMasOSError, Panic
+from llmasos_edge.kernel.hal import Died, Finished, Loaded, Parked, Prepared, Quantum, Refused
+from llmasos_edge.kernel.units import Bytes, TaskId, Tokens
+
+SWITCH_INTERVAL_S: Final = 0.0005  # the front thread gives the GIL back to the compute thread this soon
+PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+OOM_SCORE: Final = "500"  # the kernel kills a worker before the daemon (proc_pid_oom_score_adj(5))
+
+
+class Worker:
+    def __init__(self, connection: socket.socket, arena: mmap.mmap, load: Load) -> None:
+        """Raises EngineFailed if the model or its context can't be made."""
+
+        self._connection, self._arena, self._load = connection, arena, load
+        self._sending = threading.Lock()
+        self._works: dict[TaskId, Work] = {}
+        self._unwanted: set[TaskId] = set()  # forgotten while they were still being prepared
+        self._model = LlamaModel(Path(load.path))
+        bos, eos = (int(f(self._model.vocabulary)) for f in (L.llama_vocab_bos, L.llama_vocab_eos))
+        names = {"bos": self._model.special_text(bos), "eos": self._model.special_text(eos)}
+        self._chat = ChatTemplate(self._model.chat_template, **names)
+        self._pool = KvPool(self._model, load, arena)
+        self._stepper = Stepper(self._model, self._pool, self._send, self._finish)
+        self._mailbox = Mailbox(connection, closed=lambda: os._exit(0))
+
+    def _send(self, message: Answer) -> None:
+        with self._sending:
+            send(self._connection, message)
+
+    # ---- compute thread
+
+    def run(self) -> None:
+        self._send(Loaded(self._load.model, self._warm_up()))
+        self._mailbox.start()
+        threading.Thread(target=self._front, name="front", daemon=True).start()
+        while True:
+            self._arena[0] = 0  # first: an interrupt from here on comes with a command that is not yet taken
+            for command in self._mailbox.commands(wait=not self._stepper.leased):
+                self._obey(command)
+            self._stepper.step()
+
+    def _warm_up(self) -> dict[str, object]:
+        """Compute a chunk and a few single tokens: touches every buffer, and measures what a step costs."""
+        context, token = self._pool.context, 1
+        started = time.perf_counter()
+        context.decode([(0, [token] * 128, 0, True)])
+        prefilled = time.perf_counter()
+        for position in range(128, 136):
+            context.decode([(0, [token], position, True)])
+        done = time.perf_counter()
+        context.clear()
+        return {
+            "prefill_ms": (prefilled - started) * 1000 / 128,
+            "step_ms": (done - prefilled) * 1000 / 8,
+            "cells": context.cells,
+            "deterministic": "yes" if self._load.exact else "approximate",
+            "step_tokens": STEP_TOKENS,
+        }
+
+    def _obey(self, command: Command | Answer) -> None:
+        match command:
+            case Quantum():
+                self._stepper.lease(command, self._works)
+            case SwitchIn():
+                self._switch_in(command)
+            case SwitchOut():
+                self._switch_out(command)
+            case Forget():
+                self._forget(command.task)
+            case Resize():
+                started = time.perf_counter()
+                self._pool.rebuild(command.cells)
+                self._send(Resized(self._pool.context.cells, (time.perf_counter() - started) * 1000))
+            case _:
+                raise Panic(f"Worker._obey: a {type(command).__name__}")
+
+    def _switch_in(self, command: SwitchIn) -> None:
+        work = self._works[command.task]
+        work.sequence = command.sequence
+        if work.parked is not None and command.extent is not None:
+            extent, size = work.parked
+            work.parked = None
+            if self._pool.restore(command.sequence, extent, size):
+                return
+        work.computed = self._pool.take(command.sequence, work.program.owner, work.tokens)
+        if work.generated == 0:
+            work.cached = work.computed
+
+    def _switch_out(self, command: SwitchOut) -> None:
+        work = self._works[command.task]
+        self._stepper.remove(work)
+        sequence, work.sequence = work.sequence, None
+        if sequence is None:
+            return
+        if command.extent is None:
+            self._pool.release(sequence)
+            work.computed = 0
+            return
+        size = self._pool.park(sequence, command.extent)
+        if size:
+            work.parked = (command.extent, size)
+        else:
+            work.computed = 0
+        self._send(Parked(work.task, Bytes(size)))
+
+    def _forget(self, task: TaskId) -> None:
+        work = self._works.pop(task, None)
+        if work is None:
+            self._unwanted.add(task)
+            return
+        self._unwanted.discard(task)
+        self._stepper.remove(work)
+        if work.sequence is not None:
+            self._pool.leave(work.sequence, work.program.owner, work.tokens[: work.computed])
+        if work.parked is not None:
+            self._pool.discard(work.parked[0])
+        work.sampler.close()
+
+    def _finish(self, work: Work, reason: str) -> None:
+        form = work.program.format
+        if form is None or reason != "stop":
+            self._send(Finished(work.task, reason))
+            return
+        value, error = parse_answer(work.answer.whole, form)
+        self._send(Finished(work.task, reason, value, error.wire() if error else None))
+
+    # ---- front thread
+
+    def _front(self) -> None:
+        while True:
+            prepare = self._mailbox.prepares.get()
+            try:
+                work = self._prepare(prepare)
+            except LLMasOSError as error:
+                self._unwanted.discard(prepare.task)
+                self._send(Refused(prepare.task, error.wire()))
+                continue
+            if prepare.task in self._unwanted:
+                self._unwanted.discard(prepare.task)
+                work.sampler.close()
+                continue
+            self._works[work.task] = work
+            self._send(Prepared(work.task, Tokens(work.prompt)))
+
+    def _prepare(self, prepare: Prepare) -> Work:
+        program = prepare.program
+        if program.messages is not None:
+            tokens = self._chat.tokens(program.messages, self._model)
+        else:
+            tokens = self._model.tokenize(program.prompt or "", special=False, begin=True)
+        if not tokens:
+            tokens = self._model.tokenize("\n", special=False)
+        sampler = Sampler(self._model, program.sampling, grammar_of(program.format))
+        limit = min(program.max_tokens, self._load.context - len(tokens))
+        answer = AnswerText(program.sampling.stop)
+        return Work(prepare.task, program, tokens, limit, sampler, answer, prompt=len(tokens))
+
+
+def _receive_load(connection: socket.socket) -> Load:
+    """The first message; nothing follows it before the worker has answered."""
+    frames = Frames()
+    while True:
+        data = connection.recv(1 << 16)
+        if not data:
+            sys.exit(0)
+        for message in frames.feed(data):
+            if isinstance(message, Load):
+                return message
+            raise Panic(f"_receive_load: a {type(message).__name__}")
+
+
+def main() -> None:
+    """usage: python -m llmasos_edge.engine.worker SOCKET_FD ARENA_FD"""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the daemon's to act on
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    arena_fd = int(sys.argv[2])
+    arena = mmap.mmap(arena_fd, os.fstat(arena_fd).st_size)
+    load = _receive_load(connection)
+    try:
+        worker = Worker(connection, arena, load)
+    except LLMasOSError as error:
+        send(connection, Died(load.model, error.message))
+        return
+    worker.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The kernel: it decides, and touches nothing; time is an argument, the world is behind hal."""

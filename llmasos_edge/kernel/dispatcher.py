@@ -1,0 +1,409 @@
+"""The dispatcher: hears what happened, asks the policy, and makes it so; the only caller of hal."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Final
+
+from llmasos_edge.errors import DeadlineExceeded, EngineFailed, Panic, PromptTooLong, UnknownModel, from_wire
+from llmasos_edge.kernel import hal
+from llmasos_edge.kernel.loader import Loader
+from llmasos_edge.kernel.memory.arena import Arena
+from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.processor import PREPARE_MS, Phase, Processor
+from llmasos_edge.kernel.scheduling.batch import Targets, compose
+from llmasos_edge.kernel.scheduling.scheduler import Admit, Keep, Preempt, Scheduler
+from llmasos_edge.kernel.task import Outcome, State, Task
+from llmasos_edge.kernel.task_table import TaskTable
+from llmasos_edge.kernel.trace import Trace
+from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId, SessionId, TaskId, Tokens
+
+DEATHS_ALONE: Final = 2  # then a task is what kills the worker
+WORTH_ABORTING_MS: Final = 30.0  # a step shorter than this is waited for
+PARK_MARGIN: Final = 4096  # bytes of a saved state beside its cells
+Turn = tuple[ClientId, SessionId]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """The kernel's parts, as the composition root puts them together."""
+
+    table: TaskTable
+    scheduler: Scheduler
+    arena: Arena
+    loader: Loader
+    trace: Trace
+    targets: Targets
+    userland: hal.Userland
+
+
+class Dispatcher:
+    """Not thread-safe: one thread calls `handle`, `tick` and `dispatch`, and the system calls."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel: Final = kernel
+        self._turns: dict[Turn, deque[Task]] = {}
+        self._deadlines: list[tuple[Milliseconds, TaskId]] = []
+
+    # ---- tasks come and go
+
+    def enter(self, task: Task, now: Milliseconds) -> None:
+        """A new task: it waits for its session's turn, or is prepared."""
+        if task.deadline_at is not None:
+            heappush(self._deadlines, (task.deadline_at, task.id))
+        turn = _turn(task)
+        if turn is not None:
+            line = self._turns.setdefault(turn, deque())
+            line.append(task)
+            if line[0] is not task:
+                task.move(State.BLOCKED, now, "session")
+                return
+        self.prepare(task, now)
+
+    def prepare(self, task: Task, now: Milliseconds) -> None:
+        processor = self.processor(task.model)
+        if task.state is not State.BLOCKED:
+            task.move(State.BLOCKED, now, "model")
+        task.reason = "model"
+        processor.unprepared.append(task)
+        processor.used_at = now
+
+    def end(self, task: Task, outcome: Outcome, now: Milliseconds) -> None:
+        """From any state: everything that the task holds goes back, and its callers hear of it."""
+        processor = self.processor(task.model)
+        self._leave(processor, task, now)
+        if task.prepared or task.preparing:
+            processor.preparing.pop(task.id, None)
+            processor.worker.forget(task.id)
+        task.prepared = task.preparing = False
+        if task.suspect:
+            processor.suspects.remove(task)
+            task.suspect = False
+            processor.changed = True
+        task.outcome, task.ended_ms = outcome, now
+        task.move(State.TERMINATED, now)
+        self.kernel.table.reap(task)
+        error = outcome.error
+        self.kernel.trace.record(now, "task.ended", task=task.id, outcome=error.code if error else "ok")
+        self.kernel.userland.ended(task)
+        self._next_turn(task, now)
+
+    def _leave(self, processor: Processor, task: Task, now: Milliseconds) -> None:
+        """Take the task off the queue that it is on, and free what it holds but its tokens."""
+        if task.state is State.READY:
+            processor.ready.remove(task)
+        elif task.state is State.RUNNING:
+            processor.give_sequence(task)
+            self._interrupt(processor, now)
+        elif task in processor.unprepared:
+            processor.unprepared.remove(task)
+        if task.parked is not None:
+            self.kernel.arena.free(task.parked)
+            task.parked = None
+
+    def _next_turn(self, task: Task, now: Milliseconds) -> None:
+        turn = _turn(task)
+        if turn is None:
+            return
+        line = self._turns[turn]
+        first = line[0] is task
+        line.remove(task)
+        if not line:
+            del self._turns[turn]
+        elif first and line[0].state is State.BLOCKED:
+            self.prepare(line[0], now)
+
+    def suspend(self, task: Task, now: Milliseconds) -> None:
+        """Its tokens stay; its KV state is parked if it ran and there is room."""
+        processor = self.processor(task.model)
+        if task.state is State.RUNNING:
+            self._switch_out(processor, task)
+        elif task.state is State.READY:
+            processor.ready.remove(task)
+        elif task in processor.unprepared:
+            processor.unprepared.remove(task)
+        task.move(State.SUSPENDED, now)
+
+    def resume(self, task: Task, now: Milliseconds) -> None:
+        turn = _turn(task)
+        if turn is not None and self._turns[turn][0] is not task:
+            task.move(State.BLOCKED, now, "session")
+        elif task.prepared:
+            task.move(State.READY, now)
+            self.processor(task.model).ready.put(task)
+        elif task.preparing:
+            task.move(State.NEW, now)
+        else:
+            self.prepare(task, now)
+
+    # ---- what the world reports
+
+    def handle(self, event: hal.Event, now: Milliseconds) -> None:
+        match event:
+            case hal.Loaded():
+                self.kernel.loader.loaded(event, now)
+            case hal.Died():
+                self._died(self.processor(event.model), event.why, now)
+            case hal.Report():
+                raise Panic("Dispatcher.handle: a report needs its model: call `report`")
+            case hal.Prepared() | hal.Refused() | hal.Parked() | hal.Finished():
+                task = self.kernel.table.find(event.task)
+                if task is not None and task.live:
+                    self._task_event(task, event, now)
+
+    def _task_event(
+        self, task: Task, event: hal.Prepared | hal.Refused | hal.Parked | hal.Finished, now: Milliseconds
+    ) -> None:
+        match event:
+            case hal.Prepared():
+                self._prepared(task, event.prompt_tokens, now)
+            case hal.Refused():
+                self.processor(task.model).preparing.pop(task.id, None)
+                task.preparing = False
+                self.end(task, Outcome(error=from_wire(event.error)), now)
+            case hal.Parked():
+                if event.size == 0 and task.parked is not None:
+                    self.kernel.arena.free(task.parked)
+                    task.parked, task.computed = None, Tokens(0)
+            case hal.Finished():
+                error = from_wire(event.error) if event.error else None
+                self.end(task, Outcome(event.finish_reason, event.data, error), now)
+
+    def _prepared(self, task: Task, prompt_tokens: Tokens, now: Milliseconds) -> None:
+        processor = self.processor(task.model)
+        if processor.preparing.pop(task.id, None) is None:
+            return
+        processor.prepare_by = Milliseconds(now + PREPARE_MS) if processor.preparing else None
+        task.preparing, task.prepared, task.prompt_tokens = False, True, prompt_tokens
+        context = processor.limits.context
+        if prompt_tokens >= context:
+            text = f"the prompt has {prompt_tokens} tokens, and the context of {task.model} holds {context}: shorten it"
+            counts = {"prompt_tokens": prompt_tokens, "context": context}
+            self.end(task, Outcome(error=PromptTooLong(text, details=counts)), now)
+        elif task.state is State.NEW:
+            task.move(State.READY, now)
+            processor.ready.put(task)
+
+    def report(self, model: ModelId, report: hal.Report, now: Milliseconds) -> None:
+        processor = self.processor(model)
+        processor.rates.learn(report.steps, report.prefilled, report.busy_ms)
+        processor.used_at = now
+        if report.steps and not report.aborted:
+            processor.interrupted = False
+        for progress in report.progress:
+            task = self.kernel.table.find(progress.task)
+            if task is not None and task.live:
+                self._progress(task, progress, now)
+        current = processor.quantum
+        if report.idle and current is not None and report.number == current.number:
+            processor.quantum = None
+        processor.expect(now)
+
+    def _progress(self, task: Task, progress: hal.Progress, now: Milliseconds) -> None:
+        task.computed, task.generated = progress.computed, progress.generated
+        task.cached_tokens = progress.cached
+        if progress.generated and task.first_token_ms is None:
+            task.first_token_ms = now
+        if progress.text:
+            task.text.append(progress.text)
+            self.kernel.userland.delta(task, progress.text)
+
+    def _died(self, processor: Processor, why: str, now: Milliseconds) -> None:
+        """The worker is gone. Who was in it runs again, one at a time; nobody else is touched."""
+        was_loading = processor.phase is Phase.LOADING
+        victims = [*processor.running.values(), *processor.preparing.values()]
+        alone = len(victims) == 1 and victims[0].suspect
+        self.kernel.loader.unloaded(processor, now)
+        self.kernel.trace.record(now, "worker.died", model=processor.model, why=why, tasks=[t.id for t in victims])
+        mine = [task for task in self.kernel.table.live() if task.model == processor.model]
+        for task in mine:
+            self._evacuate(processor, task, now)
+        for task in victims:
+            task.deaths_alone += alone
+            if not task.suspect:
+                task.suspect = True
+                processor.suspects.append(task)
+        for task in mine:
+            if was_loading:
+                self.end(task, Outcome(error=EngineFailed(f"{task.model} could not be loaded: {why}")), now)
+            elif task.deaths_alone >= DEATHS_ALONE:
+                text = f"the worker of {task.model} died {DEATHS_ALONE} times running this task alone: {why}"
+                self.end(task, Outcome(error=EngineFailed(text)), now)
+
+    def _evacuate(self, processor: Processor, task: Task, now: Milliseconds) -> None:
+        """Nothing of the task is left in the worker."""
+        self._leave(processor, task, now)
+        processor.preparing.pop(task.id, None)
+        task.start_over()
+        if task.state in (State.READY, State.RUNNING, State.NEW):
+            task.move(State.BLOCKED, now, "model")
+        if task.state is State.BLOCKED and task.reason == "model":
+            processor.unprepared.append(task)
+
+    # ---- time
+
+    def tick(self, now: Milliseconds) -> None:
+        """Deadlines, and workers that no longer answer."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            task = self.kernel.table.find(heappop(self._deadlines)[1])
+            if task is not None and task.live:
+                late = DeadlineExceeded(
+                    "the deadline passed before the answer was whole", details={"text": "".join(task.text)}
+                )
+                self.end(task, Outcome(error=late), now)
+        for processor in self.processors():
+            overdue = [by for by in (processor.expect_by, processor.prepare_by) if by is not None and by <= now]
+            if overdue and processor.engine is not None:
+                processor.expect_by = processor.prepare_by = None
+                self.kernel.trace.record(now, "worker.hung", model=processor.model)
+                processor.engine.kill()
+
+    def next_tick(self) -> Milliseconds | None:
+        """The moment at which `tick` has something to do; None: not before the next event."""
+        moments = [self._deadlines[0][0]] if self._deadlines else []
+        for processor in self.processors():
+            moments += [by for by in (processor.expect_by, processor.prepare_by) if by is not None]
+        return min(moments, default=None)
+
+    # ---- dispatch
+
+    def dispatch(self, now: Milliseconds) -> None:
+        """Load what is waited for, seat who may run, and renew every lease that needs it."""
+        for processor in self.processors():
+            if processor.phase is Phase.UNLOADED and processor.busy:
+                self.kernel.loader.load(processor, now)
+            if processor.phase is Phase.LOADED:
+                self._prepare_waiting(processor, now)
+                self._seat(processor, now)
+        for processor in sorted(self.processors(), key=lambda each: each.granted_at):
+            if processor.phase is Phase.LOADED:
+                self._lease(processor, now)
+
+    def _prepare_waiting(self, processor: Processor, now: Milliseconds) -> None:
+        """In quarantine only the first suspect is prepared: whoever comes now must not be blamed for it."""
+        while processor.unprepared:
+            task = processor.suspects[0] if processor.suspects else processor.unprepared[0]
+            if task not in processor.unprepared:
+                return
+            processor.unprepared.remove(task)
+            task.preparing = True
+            task.move(State.NEW, now)
+            processor.preparing[task.id] = task
+            processor.prepare_by = processor.prepare_by or Milliseconds(now + PREPARE_MS)
+            processor.worker.prepare(task)
+            if processor.suspects:
+                return
+
+    def _seat(self, processor: Processor, now: Milliseconds) -> None:
+        running = processor.running
+        while processor.overcommitted():
+            victim = min(running.values(), key=lambda task: (task.priority, -task.order))
+            self._preempt(processor, victim, now)
+        for task in [task for task in processor.suspects if task.state is State.READY][:1]:
+            if processor.can_seat(task):
+                self._switch_in(processor, task, now)
+        while not processor.suspects:
+            decision = self.kernel.scheduler.next(processor.ready, list(running.values()), processor, now)
+            match decision:
+                case Admit():
+                    self._switch_in(processor, self.kernel.table.get(decision.task), now)
+                case Preempt():
+                    self._preempt(processor, self.kernel.table.get(decision.victim), now, by=decision.by)
+                case Keep():
+                    return
+
+    def _switch_in(self, processor: Processor, task: Task, now: Milliseconds) -> None:
+        if all(task.priority > other.priority for other in processor.running.values()):
+            self._interrupt(processor, now)
+        processor.ready.remove(task)
+        sequence = processor.take_sequence(task)
+        task.move(State.RUNNING, now)
+        extent, task.parked = task.parked, None
+        processor.worker.switch_in(task.id, sequence, extent)
+        if extent is not None:
+            self.kernel.arena.free(extent)
+
+    def _preempt(self, processor: Processor, task: Task, now: Milliseconds, by: TaskId | None = None) -> None:
+        self._switch_out(processor, task)
+        task.preemptions += 1
+        task.move(State.READY, now)
+        processor.ready.put(task)
+        self.kernel.trace.record(now, "task.preempted", task=task.id, by=by)
+
+    def _switch_out(self, processor: Processor, task: Task) -> None:
+        """Park the state if the arena has room for all that the lease may have added; else it is recomputed."""
+        size = (task.computed + task.granted) * processor.limits.cell_bytes + PARK_MARGIN
+        extent: Extent | None = self.kernel.arena.allocate(Bytes(size)) if task.computed else None
+        processor.give_sequence(task)
+        processor.worker.switch_out(task.id, extent)
+        task.parked, task.granted = extent, Tokens(0)
+        if extent is None:
+            task.computed = Tokens(0)
+
+    def _interrupt(self, processor: Processor, now: Milliseconds) -> None:
+        """Abort the step in hand if it is a long one, and never twice before a step has completed."""
+        if processor.quantum is None or processor.interrupted or processor.engine is None:
+            return
+        if processor.rates.expected_ms(1, processor.quantum.chunk) >= WORTH_ABORTING_MS:
+            processor.interrupted = True
+            processor.engine.interrupt()
+            self.kernel.trace.record(now, "step.aborted", model=processor.model)
+
+    def _lease(self, processor: Processor, now: Milliseconds) -> None:
+        """Cores are a ledger: at most one lease a core, and all leases share the cores."""
+        active = [each for each in self.processors() if each.quantum is not None]
+        waiting = [each for each in self.processors() if each.quantum is None and each.running]
+        cores = self.kernel.loader.machine.cores
+        threads = max(1, cores // max(1, len({*active, *waiting})))
+        current = processor.quantum
+        if current is None and (not processor.running or len(active) >= cores):
+            return
+        if current is not None:
+            crowded = len(active) + len(waiting) > cores
+            renew = bool(processor.running) and processor.lease_ends_soon(now) and not crowded
+            if not (renew or processor.changed or current.threads != threads):
+                return
+        self._grant(processor, threads, now)
+
+    def _grant(self, processor: Processor, threads: int, now: Milliseconds) -> None:
+        processor.numbers += 1
+        tasks = list(processor.running.values())
+        quantum = compose(processor.numbers, tasks, processor.cells_free, processor.rates, self.kernel.targets, threads)
+        processor.worker.grant(quantum)
+        processor.quantum = quantum if tasks else None
+        processor.granted_at, processor.changed = now, False
+        processor.expect(now)
+
+    # ---- who is there
+
+    def processor(self, model: ModelId) -> Processor:
+        """Raises UnknownModel."""
+        processor = self.kernel.loader.processor(model)
+        if processor is None:
+            known = ", ".join(sorted(each.model for each in self.processors()))
+            raise UnknownModel(f"there is no model {model!r} on this node: it has {known or 'none'}")
+        return processor
+
+    def processors(self) -> Iterator[Processor]:
+        return self.kernel.loader.processors()
+
+    def check_invariants(self) -> None:
+        self.kernel.table.check_invariants()
+        self.kernel.arena.check_invariants()
+        self.kernel.loader.ledger.check_invariants()
+        for processor in self.processors():
+            processor.check_invariants()
+
+
+def _turn(task: Task) -> Turn | None:
+    session = task.submission.session
+    return None if session is None else (task.submission.client, session)
+
+
+def task_counts(table: TaskTable) -> Mapping[str, int]:
+    """How many tasks are in each state."""
+    counts = {state.name: 0 for state in State}
+    for task in table:
+        counts[task.state.name] += 1
+    return counts

@@ -1,0 +1,177 @@
+"""What the kernel needs from the world, as protocols, and what the world reports back, as events.
+
+Commands to an Engine return at once and are carried out in the order given. Events come back through the
+dispatcher's `handle`, on the kernel's own thread.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.memory.budget import Region
+from llmasos_edge.kernel.task import Task
+from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, SequenceId, TaskId, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One task's part of a quantum: at most `prefill` prompt tokens and `decode` generated tokens."""
+
+    task: TaskId
+    prefill: Tokens
+    decode: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Quantum:
+    """A lease: run these slots until `time_ms` have passed or their allowances are used up.
+
+    It replaces the lease before it at the next step boundary. `chunk` bounds the prompt tokens of one step.
+    """
+
+    number: int
+    slots: tuple[Slot, ...]
+    chunk: Tokens
+    time_ms: Milliseconds
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A model as the kernel sees it: `context` bounds one task, `cells` are shared by its sequences."""
+
+    context: Tokens
+    cells: Tokens
+    sequences: int
+    cell_bytes: Bytes  # of KV state, a token
+    pinned: bool = False
+
+
+class Engine(Protocol):
+    """One worker: a model, its context, and the tasks prepared in it."""
+
+    def prepare(self, task: Task) -> None:
+        """Render and tokenise -> Prepared or Refused."""
+
+    def switch_in(self, task: TaskId, sequence: SequenceId, extent: Extent | None) -> None:
+        """Give the task a sequence; its state comes from `extent`, or is computed anew."""
+
+    def switch_out(self, task: TaskId, extent: Extent | None) -> None:
+        """Take the sequence away; its state goes into `extent` (-> Parked), or is lost. Its tokens stay."""
+
+    def grant(self, quantum: Quantum) -> None:
+        """Replace the lease -> Report."""
+
+    def interrupt(self) -> None:
+        """Abort the step that is being computed: only what it had not finished is lost."""
+
+    def forget(self, task: TaskId) -> None:
+        """The task has ended: free its sequence and tokens."""
+
+    def stop(self) -> None:
+        """End the worker and give back every byte."""
+
+    def kill(self) -> None:
+        """The same for a worker that no longer answers -> Died."""
+
+
+class Machine(Protocol):
+    """The hardware: it starts workers and knows what models cost."""
+
+    cores: int
+
+    def limits(self, model: ModelId) -> Limits | None:
+        """None: there is no such model."""
+
+    def footprint(self, model: ModelId) -> tuple[Region, ...]:
+        """What a loaded model takes, region by region."""
+
+    def load_timeout(self, model: ModelId) -> Milliseconds: ...
+
+    def load(self, model: ModelId) -> Engine:
+        """Start a worker -> Loaded or Died."""
+
+
+class Userland(Protocol):
+    """Those who wait for tasks. Calls come on the kernel's thread and must not block."""
+
+    def delta(self, task: Task, text: str) -> None: ...
+
+    def ended(self, task: Task) -> None: ...
+
+    def event(self, kind: str, details: Mapping[str, object]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    model: ModelId
+    details: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The worker is gone: `why` is for people. `loading`: it never said Loaded."""
+
+    model: ModelId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    task: TaskId
+    prompt_tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The program can't be run as it is; `error` is the wire form of an error."""
+
+    task: TaskId
+    error: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """`size` bytes of the extent are used; 0: the state was lost (the extent was too small)."""
+
+    task: TaskId
+    size: Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a task stands: absolute counts, and the text since the last report."""
+
+    task: TaskId
+    computed: Tokens
+    generated: Tokens
+    cached: Tokens
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker did under lease `number` since its last report. `idle`: the lease is used up."""
+
+    number: int
+    progress: tuple[Progress, ...]
+    steps: int
+    prefilled: Tokens
+    decoded: Tokens
+    busy_ms: float
+    idle: bool
+    aborted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A task's last word; the text came in reports. `error`: wire form."""
+
+    task: TaskId
+    finish_reason: str
+    data: object = None
+    error: dict[str, object] | None = None
+
+
+Event = Loaded | Died | Prepared | Refused | Parked | Report | Finished

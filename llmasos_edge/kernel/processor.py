@@ -1,0 +1,109 @@
+"""A processor: one model and its worker as the dispatcher sees them: sequences, cells, lease, and who waits."""
+
+from collections import deque
+from enum import Enum
+from typing import Final
+
+from llmasos_edge.errors import Panic
+from llmasos_edge.kernel.hal import Engine, Limits, Quantum
+from llmasos_edge.kernel.memory.budget import Region
+from llmasos_edge.kernel.scheduling.batch import Rates
+from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
+from llmasos_edge.kernel.task import State, Task
+from llmasos_edge.kernel.units import Milliseconds, ModelId, SequenceId, TaskId
+
+HEADROOM: Final = 64  # cells a task must find beyond its own tokens to be seated
+GROWTH: Final = 16  # cells each running task must be able to grow by, or one of them is switched out
+PATIENCE_MS: Final = 10_000  # beyond eight times the expected time: a worker without a report is hung
+PREPARE_MS: Final = 30_000  # the same for a prompt that is being prepared
+
+
+class Phase(Enum):
+    UNLOADED = "unloaded"
+    LOADING = "loading"
+    LOADED = "loaded"
+
+
+class Processor:
+    """Holds what is true of one model now; the dispatcher changes it."""
+
+    def __init__(self, model: ModelId, limits: Limits) -> None:
+        self.model: Final = model
+        self.limits: Final = limits
+        self.phase = Phase.UNLOADED
+        self.engine: Engine | None = None
+        self.regions: tuple[Region, ...] = ()
+        self.details: dict[str, object] = {}
+        self.ready = ReadyQueue()
+        self.running: dict[TaskId, Task] = {}
+        self.unprepared: deque[Task] = deque()  # wait for the model to be loaded, or for the quarantine to end
+        self.preparing: dict[TaskId, Task] = {}
+        self.suspects: deque[Task] = deque()  # were in a worker that died; each runs alone
+        self.rates = Rates()
+        self.quantum: Quantum | None = None  # the lease that the worker holds
+        self.numbers = 0
+        self.granted_at = Milliseconds(0)
+        self.changed = False  # who runs is no longer what the lease says
+        self.interrupted = False  # a step was aborted, and none has completed since
+        self.expect_by: Milliseconds | None = None  # no report by then: the worker is hung
+        self.prepare_by: Milliseconds | None = None
+        self.used_at = Milliseconds(0)
+        self._sequences = [SequenceId(n) for n in reversed(range(limits.sequences))]
+
+    @property
+    def worker(self) -> Engine:
+        if self.engine is None:
+            raise Panic(f"Processor.worker: {self.model} is {self.phase.value}")
+        return self.engine
+
+    @property
+    def busy(self) -> bool:
+        """It has work, or will as soon as it is loaded: such a model is never dropped."""
+        return bool(self.running or self.preparing or self.unprepared or len(self.ready))
+
+    @property
+    def cells_free(self) -> int:
+        return self.limits.cells - sum(task.tokens for task in self.running.values())
+
+    def can_seat(self, task: Task) -> bool:
+        if self.suspects and (self.running or not task.suspect):
+            return False
+        return bool(self._sequences) and (not self.running or task.tokens + HEADROOM <= self.cells_free)
+
+    def overcommitted(self) -> bool:
+        """Those who run can't all grow: one must be switched out."""
+        return len(self.running) > 1 and self.cells_free < GROWTH * len(self.running)
+
+    def take_sequence(self, task: Task) -> SequenceId:
+        task.sequence = self._sequences.pop()
+        self.running[task.id] = task
+        self.changed = True
+        return task.sequence
+
+    def give_sequence(self, task: Task) -> None:
+        if task.sequence is None:
+            raise Panic(f"Processor.give_sequence: {task.id} has none")
+        self._sequences.append(task.sequence)
+        task.sequence = None
+        del self.running[task.id]
+        self.changed = True
+
+    def lease_ends_soon(self, now: Milliseconds) -> bool:
+        return self.quantum is None or now - self.granted_at >= self.quantum.time_ms // 2
+
+    def expect(self, now: Milliseconds) -> None:
+        """Set the moment by which the worker must have reported."""
+        if self.quantum is None:
+            self.expect_by = None
+            return
+        expected = self.rates.expected_ms(2, self.quantum.chunk) + self.quantum.time_ms
+        self.expect_by = Milliseconds(int(now + PATIENCE_MS + 8 * expected))
+
+    def check_invariants(self) -> None:
+        self.ready.check_invariants()
+        held = [task.sequence for task in self.running.values()]
+        if len(set(held)) != len(held) or len(held) + len(self._sequences) != self.limits.sequences:
+            raise Panic(f"Processor.check_invariants: sequences of {self.model} held {held}")
+        for task in self.running.values():
+            if task.state is not State.RUNNING or task.model != self.model:
+                raise Panic(f"Processor.check_invariants: {task.id} is {task.state.name} in {self.model}")

@@ -1,0 +1,1 @@
+"""Scheduling: which tasks of a model hold its sequences, and what one quantum does."""

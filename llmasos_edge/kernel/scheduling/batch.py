@@ -1,0 +1,59 @@
+"""Composes one quantum: decoding sequences first, then prefill chunks within the time target (Sarathi-Serve, 2024)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from llmasos_edge.kernel.hal import Quantum, Slot
+from llmasos_edge.kernel.task import Task
+from llmasos_edge.kernel.units import Milliseconds, Tokens
+
+BATCH: Final = 512  # tokens of the largest step: the context's n_batch
+CHUNK_MIN: Final = 16
+SMOOTHING: Final = 0.3  # weight of the newest measurement
+
+
+@dataclass(slots=True)
+class Rates:
+    """Measured cost of a step: milliseconds to decode once for all sequences, and for each prefilled token."""
+
+    step_ms: float = 20.0
+    prefill_ms: float = 4.0
+
+    def learn(self, steps: int, prefilled: int, busy_ms: float) -> None:
+        if steps and not prefilled:
+            self.step_ms += SMOOTHING * (busy_ms / steps - self.step_ms)
+        elif prefilled >= CHUNK_MIN:
+            cost = max(0.01, (busy_ms - (steps - 1) * self.step_ms) / prefilled)
+            self.prefill_ms += SMOOTHING * (cost - self.prefill_ms)
+
+    def expected_ms(self, steps: int, prefill: int) -> float:
+        return steps * self.step_ms + prefill * self.prefill_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    quantum_ms: Milliseconds
+    decode_ms: Milliseconds  # of a step that decodes while others prefill
+
+
+def compose(number: int, running: Sequence[Task], room: int, rates: Rates, targets: Targets, threads: int) -> Quantum:
+    """The lease for `running`, the most urgent first. `room`: cells that are still free; each task gets its prompt
+    and an equal share of what is left, so that the sum of the allowances never exceeds the pool.
+
+    Sets each task's `granted`.
+    """
+    ordered = sorted(running, key=lambda task: (-task.priority, task.order))
+    prompts = {task.id: max(0, task.tokens - task.computed) for task in ordered}
+    share = max(0, room - sum(prompts.values())) // max(1, len(ordered))
+    decodes = any(prompts[task.id] <= 1 for task in ordered)
+    prefills = any(prompts[task.id] > 1 for task in ordered)
+    slots = []
+    for task in ordered:
+        left = Tokens(min(share, task.submission.max_tokens - task.generated))
+        task.granted = Tokens(prompts[task.id] + left)
+        slots.append(Slot(task.id, Tokens(prompts[task.id]), left))
+    chunk = BATCH
+    if decodes and prefills:
+        chunk = int((targets.decode_ms - rates.step_ms) / rates.prefill_ms)
+    return Quantum(number, tuple(slots), Tokens(max(CHUNK_MIN, min(BATCH, chunk))), targets.quantum_ms, threads)

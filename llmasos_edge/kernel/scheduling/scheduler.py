@@ -1,0 +1,44 @@
+"""The Scheduler protocol: given who is ready and who runs, what happens next, as a frozen decision."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
+from llmasos_edge.kernel.task import Task
+from llmasos_edge.kernel.units import Milliseconds, TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Give this task a sequence."""
+
+    task: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class Preempt:
+    """Take the sequence of `victim` away, because `by` needs it."""
+
+    victim: TaskId
+    by: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Nothing changes."""
+
+
+Decision = Admit | Preempt | Keep
+
+
+class Room(Protocol):
+    """What the policy may ask about the model's context."""
+
+    def can_seat(self, task: Task) -> bool:
+        """A sequence and enough cells are free for it."""
+
+
+class Scheduler(Protocol):
+    def next(self, ready: ReadyQueue, running: Sequence[Task], room: Room, now: Milliseconds) -> Decision:
+        """One decision. Asked again until it is Keep; an Admit must be possible, a Preempt must make progress."""

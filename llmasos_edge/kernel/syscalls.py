@@ -1,0 +1,103 @@
+"""The kernel's system calls: submit, cancel, suspend, resume, renice, and long-term admission."""
+
+from typing import Final
+
+from llmasos_edge.errors import BadRequest, Cancelled, QueueFull, ShuttingDown
+from llmasos_edge.kernel.dispatcher import Dispatcher
+from llmasos_edge.kernel.task import Outcome, State, Submission, Task
+from llmasos_edge.kernel.units import Milliseconds, ModelId, Priority, TaskId
+
+LIVE_MAX: Final = 1024  # tasks that have no outcome yet
+RETRY_MS: Final = 2_000
+
+
+class Syscalls:
+    """Called on the kernel's thread; callers see these through api."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._table = dispatcher.kernel.table
+        self._trace = dispatcher.kernel.trace
+        self.closing = False
+
+    def submit(self, submission: Submission, now: Milliseconds) -> Task:
+        """Admit a task. Raises UnknownModel, NoMemory (it can never fit), QueueFull, ShuttingDown.
+
+        A task given again after a restart was admitted before: the queue's bound is not for it.
+        """
+        if self.closing:
+            raise ShuttingDown("the node is shutting down", retry_after_ms=RETRY_MS)
+        processor = self._dispatcher.processor(submission.model)
+        self._dispatcher.kernel.loader.check_fits(processor)
+        if self._table.live_count >= LIVE_MAX and submission.attempt == 1:
+            raise QueueFull(f"{LIVE_MAX} tasks wait already: try again later", retry_after_ms=RETRY_MS)
+        task = self._table.make(submission, now)
+        self._trace.record(now, "task.submitted", task=task.id, client=submission.client, priority=task.priority.name)
+        self._dispatcher.enter(task, now)
+        return task
+
+    def cancel(self, task_id: TaskId, now: Milliseconds, why: str = "cancelled by its owner") -> Task:
+        task = self._table.get(task_id)
+        if task.live:
+            error = Cancelled(why, details={"text": "".join(task.text)})
+            self._dispatcher.end(task, Outcome(error=error), now)
+        return task
+
+    def suspend(self, task_id: TaskId, now: Milliseconds) -> Task:
+        task = self._live(task_id)
+        if task.state is not State.SUSPENDED:
+            self._dispatcher.suspend(task, now)
+        return task
+
+    def resume(self, task_id: TaskId, now: Milliseconds) -> Task:
+        task = self._live(task_id)
+        if task.state is State.SUSPENDED:
+            self._dispatcher.resume(task, now)
+        return task
+
+    def renice(self, task_id: TaskId, priority: Priority, now: Milliseconds) -> Task:
+        task = self._live(task_id)
+        ready = self._dispatcher.processor(task.model).ready
+        if task.state is State.READY:
+            ready.remove(task)
+        task.priority = priority
+        if task.state is State.READY:
+            ready.put(task)
+        self._trace.record(now, "task.reniced", task=task.id, priority=priority.name)
+        return task
+
+    def load(self, model: ModelId, now: Milliseconds) -> None:
+        """Raises UnknownModel, NoMemory."""
+        processor = self._dispatcher.processor(model)
+        loader = self._dispatcher.kernel.loader
+        loader.check_fits(processor)
+        if processor.engine is None:
+            loader.load(processor, now)
+
+    def drop(self, model: ModelId, now: Milliseconds) -> None:
+        """Raises UnknownModel, BadRequest if it is busy."""
+        self._dispatcher.kernel.loader.drop(self._dispatcher.processor(model), now)
+
+    def find(self, task_id: TaskId) -> Task | None:
+        return self._table.find(task_id)
+
+    def phase(self, model: ModelId) -> str:
+        return self._dispatcher.processor(model).phase.value
+
+    def position(self, task: Task) -> int:
+        """How many tasks stand before it on the ready queue; 0 for one that runs or is not there yet."""
+        ready = self._dispatcher.processor(task.model).ready
+        return ready.position(task) if task.state is State.READY else len(ready) * (task.state is not State.RUNNING)
+
+    def eta(self, task: Task) -> int:
+        """Milliseconds until it should have its answer, by the rates measured so far: a rough guess."""
+        processor = self._dispatcher.processor(task.model)
+        rounds = 1 + self.position(task) // processor.limits.sequences
+        steps = rounds * task.submission.max_tokens
+        return int(steps * processor.rates.step_ms)
+
+    def _live(self, task_id: TaskId) -> Task:
+        task = self._table.get(task_id)
+        if not task.live:
+            raise BadRequest(f"task {task_id} has ended already")
+        return task

@@ -1,0 +1,128 @@
+"""The task control block: one generation under kernel control, its states and the moves between them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from llmasos_edge.errors import LLMasOSError, Panic
+from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.units import ClientId, Milliseconds, ModelId, Priority, SequenceId, SessionId, TaskId, Tokens
+
+
+class State(Enum):
+    NEW = "NEW"  # its prompt is being rendered and tokenised
+    READY = "READY"  # on the ready queue of its model
+    RUNNING = "RUNNING"  # holds a sequence of its model's context
+    BLOCKED = "BLOCKED"  # waits for its model, or for the turn before it in its session
+    SUSPENDED = "SUSPENDED"  # by its owner, until resumed
+    TERMINATED = "TERMINATED"  # has an outcome
+
+
+_LIVE: Final = frozenset(State) - {State.TERMINATED}
+TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
+    State.NEW: _LIVE - {State.RUNNING, State.NEW} | {State.TERMINATED},
+    State.READY: _LIVE - {State.READY} | {State.TERMINATED},
+    State.RUNNING: _LIVE - {State.NEW, State.RUNNING} | {State.TERMINATED},
+    State.BLOCKED: frozenset({State.NEW, State.SUSPENDED, State.TERMINATED}),
+    State.SUSPENDED: frozenset({State.NEW, State.READY, State.BLOCKED, State.TERMINATED}),
+    State.TERMINATED: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a task ended: `error`, or a text with its finish reason (and the JSON value of a formatted answer)."""
+
+    finish_reason: str = ""
+    data: object = None
+    error: LLMasOSError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What a caller asks for. `program` is opaque to the kernel: the engine prepares it."""
+
+    client: ClientId
+    model: ModelId
+    program: object
+    priority: Priority = Priority.NORMAL
+    max_tokens: Tokens = Tokens(256)
+    deadline_ms: Milliseconds | None = None  # from now
+    session: SessionId | None = None
+    app: str | None = None
+    task: TaskId | None = None  # its id, where the caller numbers its tasks
+    attempt: int = 1  # more, for a task that is given again after a restart
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """The task control block (TCB). Only the task table makes one; only the dispatcher and system calls change it."""
+
+    id: TaskId
+    submission: Submission
+    order: int
+    submitted_ms: Milliseconds
+    deadline_at: Milliseconds | None
+    priority: Priority
+    state: State = State.NEW
+    reason: str = ""  # why it is BLOCKED
+    prepared: bool = False  # its tokens are in the worker
+    preparing: bool = False
+    sequence: SequenceId | None = None
+    parked: Extent | None = None
+    prompt_tokens: Tokens = Tokens(0)
+    cached_tokens: Tokens = Tokens(0)
+    computed: Tokens = Tokens(0)  # tokens whose KV exists: in its sequence, or parked
+    generated: Tokens = Tokens(0)
+    granted: Tokens = Tokens(0)  # cells that the current quantum may still add
+    text: list[str] = field(default_factory=list)
+    attempt: int = 1
+    suspect: bool = False  # was in a worker that died: runs alone until it ends
+    deaths_alone: int = 0
+    preemptions: int = 0
+    first_run_ms: Milliseconds | None = None
+    first_token_ms: Milliseconds | None = None
+    running_since: Milliseconds | None = None
+    ran_ms: Milliseconds = Milliseconds(0)
+    ended_ms: Milliseconds | None = None
+    outcome: Outcome | None = None
+
+    @property
+    def model(self) -> ModelId:
+        return self.submission.model
+
+    @property
+    def live(self) -> bool:
+        return self.state is not State.TERMINATED
+
+    @property
+    def tokens(self) -> Tokens:
+        """Cells that the task needs to go on from here."""
+        return Tokens(self.prompt_tokens + self.generated)
+
+    def move(self, state: State, now: Milliseconds, reason: str = "") -> None:
+        """Change state, along TRANSITIONS only; accounts for running time."""
+        if state not in TRANSITIONS[self.state]:
+            raise Panic(f"Task.move: {self.id} from {self.state.name} to {state.name}")
+        if self.running_since is not None:
+            self.ran_ms = Milliseconds(self.ran_ms + now - self.running_since)
+            self.running_since = None
+        if state is State.RUNNING:
+            self.running_since = now
+            if self.first_run_ms is None:
+                self.first_run_ms = now
+        self.state, self.reason = state, reason
+
+    def running_ms(self, now: Milliseconds) -> Milliseconds:
+        current = now - self.running_since if self.running_since is not None else 0
+        return Milliseconds(self.ran_ms + current)
+
+    def start_over(self) -> None:
+        """Forget all that was computed: the worker that held it is gone."""
+        self.prepared = self.preparing = False
+        self.sequence = self.parked = None
+        self.computed = self.generated = self.granted = Tokens(0)
+        if self.text:
+            self.text.clear()
+            self.attempt += 1

@@ -1,0 +1,122 @@
+"""The machine as the kernel reports it: memory of processes, RAM, limits, pressure, temperature, cores. Sizes in bytes.
+
+Sources: proc(5), the kernel's cgroup-v1/memory, cgroup-v2 and psi documents. What a machine does not tell is None.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+PROC: Final = Path("/proc")
+CGROUPS: Final = Path("/sys/fs/cgroup")
+NO_LIMIT: Final = 2**62  # version 1 says "none" with a number near 2**63
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """One process: what is resident, its fair share of that, and how much is anonymous or shared with others."""
+
+    pid: int
+    rss: int
+    pss: int
+    anonymous: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class SystemMemory:
+    total: int
+    available: int
+
+
+@dataclass(frozen=True)
+class Pressure:
+    """Percent of the last 10 s in which some task, or all of them, waited for memory."""
+
+    some: float
+    full: float
+
+
+def process_memory(pid: int, proc: Path = PROC) -> ProcessMemory | None:
+    """The memory of one process, or None when it is gone (or another user's)."""
+    try:
+        lines = (proc / str(pid) / "smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return None
+    sizes = {name: int(value.split()[0]) * 1024 for name, _, value in (line.partition(":") for line in lines)}
+    if "Pss" not in sizes:  # a zombie
+        return None
+    shared = sizes["Shared_Clean"] + sizes["Shared_Dirty"]
+    return ProcessMemory(pid, sizes["Rss"], sizes["Pss"], sizes["Anonymous"], shared)
+
+
+def tree_memory(pid: int) -> list[ProcessMemory]:
+    """The memory of a process and of all below it, the process first."""
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    found = (process_memory(each) for each in (pid, *(child.pid for child in below)))
+    return [memory for memory in found if memory is not None]
+
+
+def system_memory() -> SystemMemory:
+    memory = psutil.virtual_memory()
+    return SystemMemory(memory.total, memory.available)
+
+
+def cgroup_limit(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
+    """The least memory limit of this process's cgroup and of those above it, or None without one."""
+    limits = [limit for file in _limit_files(proc, cgroups) if (limit := _limit(file)) is not None]
+    return min(limits, default=None)
+
+
+def _limit_files(proc: Path, cgroups: Path) -> Iterator[Path]:
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, place = line.split(":", 2)
+        if number == "0":
+            yield from _upwards(cgroups, place, "memory.max")
+        elif "memory" in controllers.split(","):
+            yield from _upwards(cgroups / "memory", place, "memory.limit_in_bytes")
+
+
+def _upwards(mount: Path, place: str, name: str) -> Iterable[Path]:
+    group = mount / place.lstrip("/")
+    return (folder / name for folder in (group, *group.parents) if folder.is_relative_to(mount))
+
+
+def _limit(file: Path) -> int | None:
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() and int(text) < NO_LIMIT else None
+
+
+def memory_pressure(proc: Path = PROC) -> Pressure | None:
+    """Memory pressure, or None where the kernel does not measure it."""
+    try:
+        lines = (proc / "pressure" / "memory").read_text().split("\n")
+    except OSError:
+        return None
+    averages = {words[0]: float(words[1].removeprefix("avg10=")) for line in lines if (words := line.split())}
+    return Pressure(averages["some"], averages["full"])
+
+
+def temperature_c() -> float | None:
+    """The hottest sensor, in degrees Celsius."""
+    sensors = psutil.sensors_temperatures()
+    return max((reading.current for readings in sensors.values() for reading in readings), default=None)
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
