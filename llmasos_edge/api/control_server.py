@@ -1,6 +1,7 @@
 """Calls that come over the control socket: the operator's."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -134,10 +135,8 @@ class ControlCalls:
             call.on_cancel = lambda: self._post(lambda: self._hung_up(task))
 
     def _hung_up(self, task: TaskId) -> None:
-        try:
+        with suppress(UnknownTask):  # it has ended, and is no longer remembered
             self._calls.syscalls.cancel(task, self._calls.clock_ms(), "its caller hung up")
-        except UnknownTask:
-            pass  # it has ended, and is no longer remembered
 
     def _wait(self, call: Call, task: str) -> None:
         waiter = CallWaiter(call)

@@ -101,7 +101,7 @@ class Door:
             self._refuse(arrival, error)
             return None
         self._tickets[task.id] = self._by_name[key] = ticket
-        accepted = Accepted(task=task.id, position=self.syscalls.position(task), eta_ms=self.syscalls.eta(task))
+        accepted = self._accepted(task)
         if arrival.entry is not None:
             ticket.safe = True
         elif arrival.durable:
@@ -174,11 +174,7 @@ class Door:
         """The same (client, id) again: joins the task in hand, or gets the reply that there was."""
         ticket = self._by_name.get(key)
         if ticket is not None:
-            ticket.waiters.append(arrival.waiter)
-            if arrival.ack:
-                ticket.acks.append(arrival.ack)
-            if ticket.safe or not ticket.durable:
-                self._acknowledge(ticket)
+            self._join(ticket, arrival)
             return True
         old = self._replied.get(key)
         if old is not None and self._clocks.monotonic_ms() - old[0] < REMEMBER_MS:
@@ -191,17 +187,34 @@ class Door:
             arrival.ack()
         return True
 
-    def _refuse(self, arrival: Arrival, error: LLMasOSError) -> None:
-        reply = ErrorReply(id=arrival.id, node=self._node, error=error.wire())
-        encoded = encode(reply)
-        if arrival.entry is not None:
-            self._journal.finish(
-                arrival.entry.client, arrival.entry.id, encoded, lambda _: arrival.waiter.reply(reply, encoded)
-            )
-            return
-        arrival.waiter.reply(reply, encoded)
+    def _join(self, ticket: Ticket, arrival: Arrival) -> None:
+        """Computed once: one more may wait for it, and a durable repeat makes it durable."""
+        if arrival.waiter not in ticket.waiters:
+            ticket.waiters.append(arrival.waiter)
         if arrival.ack:
-            arrival.ack()
+            ticket.acks.append(arrival.ack)
+        task = self.syscalls.find(ticket.task)
+        if arrival.durable and not ticket.durable and task is not None:
+            ticket.durable = True
+            self._keep(ticket, arrival, task, self._accepted(task))
+        elif ticket.safe or not ticket.durable:
+            self._acknowledge(ticket)
+
+    def _accepted(self, task: Task) -> Accepted:
+        return Accepted(task=task.id, position=self.syscalls.position(task), eta_ms=self.syscalls.eta(task))
+
+    def _refuse(self, arrival: Arrival, error: LLMasOSError) -> None:
+        """An error that comes before the task; only one that was journaled before has to be ended there."""
+        reply = ErrorReply(id=arrival.id, node=self._node, error=error.wire())
+        encoded, entry = encode(reply), arrival.entry
+        if entry is None:
+            arrival.waiter.reply(reply, encoded)
+            if arrival.ack:
+                arrival.ack()
+            return
+        self._journal.finish(entry.client, entry.id, encoded, lambda _: arrival.waiter.reply(reply, encoded))
+        if arrival.local:
+            self._journal.delivered(entry.client, entry.id)
 
     def _acknowledge(self, ticket: Ticket) -> None:
         acks, ticket.acks = ticket.acks, []

@@ -73,6 +73,12 @@ class MqttWaiter:
         self._held = ""
         self._sent_at = 0.0
 
+    def __eq__(self, other: object) -> bool:
+        """The same place to reply to: a repeat there is answered once."""
+        return isinstance(other, MqttWaiter) and other._route == self._route
+
+    __hash__ = None  # type: ignore[assignment]
+
     def accepted(self, message: Accepted) -> None:
         self._send(accepted(self._route.topic), encode(message), qos=1)
 
@@ -115,6 +121,7 @@ class MqttServer:
 
     def __init__(
         self,
+        *,
         door: Door,
         calls: Calls,
         journal: Journal,
@@ -178,10 +185,15 @@ class MqttServer:
 
     def linked(self) -> None:
         """The broker is there (again): what it could not take is given once more."""
-        if self._unsent:
-            self._unsent = False
-            for finished in self._journal.undelivered():
+        if not self._unsent:
+            return
+        self._unsent = False
+
+        def again(undelivered: list[Finished]) -> None:
+            for finished in undelivered:
                 self.deliver(finished)
+
+        self._calls.slow(self._journal.undelivered, again, lambda error: log.error("%s", error.message))
 
     def _arrival(
         self, incoming: Incoming, request: Generation, caller: Caller, request_id: str, route: Route

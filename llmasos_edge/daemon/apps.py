@@ -45,6 +45,9 @@ class NodeApps:
         if self._port is not None:
             runner.start()
 
+    def expand(self, app: str, given: str | dict[str, object]) -> dict[str, object]:
+        return self.runner.expand(app, given)
+
     def resume(self, entry: Entry) -> None:
         """Take up a run of the journal again."""
         run = msgspec.json.decode(entry.route, type=Run)

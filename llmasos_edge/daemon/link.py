@@ -1,4 +1,4 @@
-"""The node's link to its broker: the managed mosquitto if it is ours, the connection, and what is published of itself."""
+"""The node's link to its broker: the managed mosquitto, the connection, and what the node publishes of itself."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ class Link:
         """Connect, and take requests."""
         node = self._node
         self._server = MqttServer(
-            node.door,
-            node.calls,
-            node.journal,
-            node.security,
-            self.topics,
-            lambda: self._connected_port(),
-            node.loop.post,
+            door=node.door,
+            calls=node.calls,
+            journal=node.journal,
+            security=node.security,
+            topics=self.topics,
+            publisher=self._connected_port,
+            post=node.loop.post,
         )
         self.open = True
         if self._config is None:

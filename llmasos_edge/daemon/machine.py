@@ -34,6 +34,7 @@ class Hardware:
 
     def __init__(
         self,
+        *,
         models: Mapping[str, ModelConfig],
         store: ModelStore,
         room: Bytes,

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,6 @@ from llmasos_edge.api.app_server import AppServer
 from llmasos_edge.api.calls import Calls, Json
 from llmasos_edge.api.control_server import ControlCalls
 from llmasos_edge.api.door import Clocks, Door
-from llmasos_edge.api.mqtt_server import MqttServer
 from llmasos_edge.api.requests import Accepting
 from llmasos_edge.config.load import load_node
 from llmasos_edge.config.node import NodeConfig, effective
@@ -27,7 +26,7 @@ from llmasos_edge.daemon.machine import DAEMON_BYTES, Hardware
 from llmasos_edge.daemon.models import Errands, NodeModels
 from llmasos_edge.daemon.state_lock import StateLock
 from llmasos_edge.engine.protocol import Answer, Command
-from llmasos_edge.errors import ConfigError, LLMasOSError, NoMemory, ShuttingDown
+from llmasos_edge.errors import ConfigError, LLMasOSError, ShuttingDown
 from llmasos_edge.ipc.control import ControlServer
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.dispatcher import Dispatcher, Kernel, task_counts
@@ -74,7 +73,7 @@ class Node:
         self.started_ms = monotonic_ms()
         self.tokens = 0  # generated since the start
         self.state_dir = places.state
-        self.since = datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+        self.since = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         self._lock = StateLock(places.state)
         self._manager = service_manager(os.environ)
         self.trace = Trace()
@@ -110,12 +109,18 @@ class Node:
             raise ConfigError(f"memory.budget: {budget >> 20} MiB is less than the daemon and the arena take: raise it")
         models = {model.name: model for model in config.models}
         cores = monitor.cores()
-        self.hardware = Hardware(
-            models, store, ledger.free, config.memory.arena, cores, lambda task: self.door.program(task), self._deliver
-        )
-        accepting = Accepting(config.models[0].name, lambda app, given: self.apps.runner.expand(app, given))
+        accepting = Accepting(config.models[0].name, self.apps.expand)
         clocks = Clocks(monotonic_ms, lambda: time.time_ns() // 1_000_000)
         self.door = Door(config.name, self.boot, self.journal, accepting, clocks, self.loop.post)
+        self.hardware = Hardware(
+            models=models,
+            store=store,
+            room=ledger.free,
+            arena=config.memory.arena,
+            cores=cores,
+            programs=self.door.program,
+            deliver=self._deliver,
+        )
         targets = Targets(Milliseconds(config.scheduler.quantum_ms), Milliseconds(config.scheduler.decode_target_ms))
         self.kernel = Kernel(
             table=TaskTable(self.boot),
@@ -220,7 +225,7 @@ class Node:
     def _load_pinned(self, model: ModelId) -> None:
         try:
             self.syscalls.load(model, monotonic_ms())
-        except (LLMasOSError, NoMemory) as error:
+        except LLMasOSError as error:
             log.error("%s is not loaded: %s", model, error.message)
 
     def _replay(self) -> None:
@@ -239,7 +244,7 @@ class Node:
         """Ready: every configured model is here, and the pinned ones are loaded."""
         loaded = all(
             (processor := self.kernel.loader.processor(ModelId(model.name))) is not None
-            and (not model.pin or processor.engine is not None and processor.details)
+            and (not model.pin or (processor.engine is not None and processor.details))
             for model in self.config.models
         )
         if loaded and not self.ready:

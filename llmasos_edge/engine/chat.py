@@ -1,9 +1,9 @@
-"""Chat templates: the model's own Jinja, rendered in a sandbox and tokenised so that nobody can forge control tokens."""
+"""Chat templates: the model's own Jinja, rendered in a sandbox and tokenised so that nobody forges control tokens."""
 
 from __future__ import annotations  # array[int] exists for the type checker only
 
 from array import array
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from jinja2 import TemplateError
@@ -26,7 +26,7 @@ class Tokenizer(Protocol):
 
 
 class ChatTemplate:
-    """A template from a GGUF is untrusted code: no attribute of a Python object is reachable, nothing can be changed."""
+    """A template from a GGUF is untrusted code: it reaches no attribute of a Python object, and changes nothing."""
 
     def __init__(self, source: str | None, *, bos: str, eos: str) -> None:
         """Raises EngineFailed if the template does not compile; without one, ChatML is used."""
@@ -34,7 +34,7 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.now(timezone.utc).strftime(form)
+        environment.globals["strftime_now"] = lambda form: datetime.now(UTC).strftime(form)
         try:
             self._template = environment.from_string(source or CHATML)
         except TemplateError as error:

@@ -77,7 +77,7 @@ class LlamaModel:
         self._piece = ctypes.create_string_buffer(256)
 
     def tokenize(self, text: str, *, special: bool, begin: bool = False) -> array[int]:
-        """`special`: control tokens are recognised: never for what a caller wrote. `begin`: add BOS if the model does."""
+        """`special`: recognise control tokens: never in what a caller wrote. `begin`: add BOS if the model does."""
         raw = text.encode()
         room = len(raw) + 8
         tokens = (ctypes.c_int32 * room)()

@@ -72,6 +72,7 @@ class Dispatcher:
     def end(self, task: Task, outcome: Outcome, now: Milliseconds) -> None:
         """From any state: everything that the task holds goes back, and its callers hear of it."""
         processor = self.processor(task.model)
+        processor.urgent |= task.state is State.RUNNING and outcome.error is not None
         self._leave(processor, task, now)
         if task.prepared or task.preparing:
             processor.preparing.pop(task.id, None)
@@ -95,7 +96,6 @@ class Dispatcher:
             processor.ready.remove(task)
         elif task.state is State.RUNNING:
             processor.give_sequence(task)
-            self._interrupt(processor, now)
         elif task in processor.unprepared:
             processor.unprepared.remove(task)
         if task.parked is not None:
@@ -315,7 +315,7 @@ class Dispatcher:
 
     def _switch_in(self, processor: Processor, task: Task, now: Milliseconds) -> None:
         if all(task.priority > other.priority for other in processor.running.values()):
-            self._interrupt(processor, now)
+            processor.urgent = True
         processor.ready.remove(task)
         sequence = processor.take_sequence(task)
         task.move(State.RUNNING, now)
@@ -342,12 +342,16 @@ class Dispatcher:
             task.computed = Tokens(0)
 
     def _interrupt(self, processor: Processor, now: Milliseconds) -> None:
-        """Abort the step in hand if it is a long one, and never twice before a step has completed."""
-        if processor.quantum is None or processor.interrupted or processor.engine is None:
+        """Abort the step in hand if it is a long one, and never twice before a step has completed.
+
+        After the new lease is sent: the boundary that the abort makes must find it.
+        """
+        if processor.quantum is None or processor.interrupted:
             return
-        if processor.rates.expected_ms(1, processor.quantum.chunk) >= WORTH_ABORTING_MS:
+        prefill = sum(slot.prefill for slot in processor.quantum.slots if slot.prefill > 1)
+        if processor.rates.expected_ms(1, min(prefill, processor.quantum.chunk)) >= WORTH_ABORTING_MS:
             processor.interrupted = True
-            processor.engine.interrupt()
+            processor.worker.interrupt()
             self.kernel.trace.record(now, "step.aborted", model=processor.model)
 
     def _lease(self, processor: Processor, now: Milliseconds) -> None:
@@ -371,6 +375,9 @@ class Dispatcher:
         tasks = list(processor.running.values())
         quantum = compose(processor.numbers, tasks, processor.cells_free, processor.rates, self.kernel.targets, threads)
         processor.worker.grant(quantum)
+        if processor.urgent:
+            self._interrupt(processor, now)
+        processor.urgent = False
         processor.quantum = quantum if tasks else None
         processor.granted_at, processor.changed = now, False
         processor.expect(now)

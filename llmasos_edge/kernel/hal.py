@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.memory.budget import Region
+from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, SequenceId, TaskId, Tokens
 

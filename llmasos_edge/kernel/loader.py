@@ -92,7 +92,7 @@ class Loader:
         self.ledger.release(*processor.regions)
         processor.regions, processor.phase, processor.engine = (), Phase.UNLOADED, None
         processor.quantum = processor.expect_by = processor.prepare_by = None
-        processor.interrupted = False
+        processor.interrupted = processor.urgent = False
         processor.used_at = now
 
     def forget(self, model: ModelId) -> None:

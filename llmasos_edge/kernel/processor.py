@@ -44,6 +44,7 @@ class Processor:
         self.numbers = 0
         self.granted_at = Milliseconds(0)
         self.changed = False  # who runs is no longer what the lease says
+        self.urgent = False  # what changed can't wait for the end of a long step
         self.interrupted = False  # a step was aborted, and none has completed since
         self.expect_by: Milliseconds | None = None  # no report by then: the worker is hung
         self.prepare_by: Milliseconds | None = None

@@ -30,7 +30,7 @@ class Caller:
 
 
 class Security:
-    """Under `acl` the broker proves the client in the topic; under `open` a name proves nothing, so it gains nothing."""
+    """Under `acl` the broker proves the client in the topic; under `open` a name proves nothing and gains nothing."""
 
     def __init__(self, callers: Iterable[Caller], *, proven: bool) -> None:
         self._callers: Mapping[str, Caller] = {caller.client: caller for caller in callers}

@@ -1,0 +1,138 @@
+"""A simulation: the whole kernel on simulated engines and a manual clock, run from event to event."""
+
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
+
+from llmasos_edge.engine.simulated import SimulatedMachine, SimulatedModel, SimulatedProgram, Timeline
+from llmasos_edge.errors import Panic
+from llmasos_edge.kernel import hal
+from llmasos_edge.kernel.dispatcher import Dispatcher, Kernel
+from llmasos_edge.kernel.loader import Loader
+from llmasos_edge.kernel.memory.arena import Arena
+from llmasos_edge.kernel.memory.budget import Ledger, Region
+from llmasos_edge.kernel.scheduling.batch import Targets
+from llmasos_edge.kernel.scheduling.policies import POLICIES
+from llmasos_edge.kernel.syscalls import Syscalls
+from llmasos_edge.kernel.task import Submission, Task
+from llmasos_edge.kernel.task_table import TaskTable
+from llmasos_edge.kernel.trace import Trace
+from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId, Priority, SessionId, TaskId, Tokens
+
+CLIENT: Final = ClientId("simulation")
+TARGETS: Final = Targets(quantum_ms=Milliseconds(200), decode_ms=Milliseconds(150))
+ENDLESS_MS: Final = 86_400_000.0  # a simulation that goes on for a day longer will not end
+T = TypeVar("T")
+
+
+class Transcript:
+    """What those who wait for tasks were told."""
+
+    def __init__(self) -> None:
+        self.deltas: list[tuple[TaskId, int, str]] = []  # task, attempt, text
+        self.ends: list[Task] = []
+
+    def delta(self, task: Task, text: str) -> None:
+        self.deltas.append((task.id, task.attempt, text))
+
+    def ended(self, task: Task) -> None:
+        self.ends.append(task)
+
+    def event(self, kind: str, details: Mapping[str, object]) -> None:
+        """Nobody listens."""
+
+
+class Simulation:
+    """Give it work with `submit` and `do`, then let time pass with `step` or `run`."""
+
+    def __init__(
+        self,
+        models: Mapping[ModelId, SimulatedModel],
+        *,
+        policy: str = "priority",
+        cores: int = 2,
+        budget: Bytes = Bytes(1 << 30),
+        arena: Bytes = Bytes(64 << 20),
+        targets: Targets = TARGETS,
+        latency_ms: float = 0.0,
+    ) -> None:
+        self.models: Final = tuple(models)
+        self.timeline: Final = Timeline()
+        self.machine: Final = SimulatedMachine(models, self.timeline, self._receive, cores, latency_ms)
+        self.ledger: Final = Ledger(budget)
+        if not self.ledger.charge(Region("arena", "arena", arena)):
+            raise Panic(f"Simulation: an arena of {arena} bytes in a budget of {budget}")
+        self.trace: Final = Trace()
+        self.transcript: Final = Transcript()
+        self.arena: Final = Arena(arena, "best-fit")
+        loader = Loader(self.machine, self.ledger, self.trace)
+        table = TaskTable(boot=1)
+        parts = (table, POLICIES[policy](), self.arena, loader, self.trace, targets, self.transcript)
+        self.dispatcher: Final = Dispatcher(Kernel(*parts))
+        self.syscalls: Final = Syscalls(self.dispatcher)
+
+    @property
+    def now(self) -> Milliseconds:
+        return Milliseconds(int(self.timeline.now))
+
+    def submit(
+        self,
+        program: SimulatedProgram,
+        *,
+        model: ModelId | None = None,
+        priority: Priority = Priority.NORMAL,
+        max_tokens: int = 256,
+        deadline_ms: int | None = None,
+        session: str | None = None,
+        attempt: int = 1,
+    ) -> Task:
+        """Raises what Syscalls.submit raises. The default model is the first one."""
+        submission = Submission(
+            client=CLIENT,
+            model=model or self.models[0],
+            program=program,
+            priority=priority,
+            max_tokens=Tokens(max_tokens),
+            deadline_ms=None if deadline_ms is None else Milliseconds(deadline_ms),
+            session=None if session is None else SessionId(session),
+            attempt=attempt,
+        )
+        return self.do(self.syscalls.submit, submission)
+
+    def do(self, call: Callable[..., T], *args: object) -> T:
+        """A system call, such as `do(syscalls.renice, task, priority)`, at this moment."""
+        result = call(*args, self.now)
+        self.dispatcher.dispatch(self.now)
+        return result
+
+    def step(self) -> bool:
+        """Let the next thing happen; False: nothing is left that could."""
+        happens, tick = self._next()
+        if tick is not None and (happens is None or tick <= happens):
+            self.timeline.now = max(self.timeline.now, tick)
+            self.dispatcher.tick(self.now)
+            self.dispatcher.dispatch(self.now)
+        elif happens is not None:
+            self.timeline.happen()
+        return happens is not None or tick is not None
+
+    def run(self, ms: float | None = None) -> None:
+        """Until nothing is left to happen, or for so long. Raises Panic if it never ends."""
+        end = self.timeline.now + (ENDLESS_MS if ms is None else ms)
+        while (moment := min((at for at in self._next() if at is not None), default=None)) is not None:
+            if moment > end:
+                if ms is None:
+                    raise Panic(f"Simulation.run: {self.dispatcher.kernel.table.live_count} tasks never end")
+                break
+            self.step()
+        if ms is not None:
+            self.timeline.now = end
+
+    def _next(self) -> tuple[float | None, Milliseconds | None]:
+        return self.timeline.next_moment, self.dispatcher.next_tick()
+
+    def _receive(self, model: ModelId, event: hal.Event) -> None:
+        if isinstance(event, hal.Report):
+            self.dispatcher.report(model, event, self.now)
+        else:
+            self.dispatcher.handle(event, self.now)
+        self.dispatcher.dispatch(self.now)
