@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import Final
 
@@ -276,7 +276,7 @@ class Dispatcher:
             if processor.phase is Phase.LOADED:
                 self._prepare_waiting(processor, now)
                 self._seat(processor, now)
-        for processor in sorted(self.processors(), key=lambda each: each.granted_at):
+        for processor in sorted(self.processors(), key=lambda each: each.lease_until):
             if processor.phase is Phase.LOADED:
                 self._lease(processor, now)
 
@@ -363,23 +363,26 @@ class Dispatcher:
         current = processor.quantum
         if current is None and (not processor.running or len(active) >= cores):
             return
+        crowded = len(active) + len(waiting) > cores
         if current is not None:
-            crowded = len(active) + len(waiting) > cores
             renew = bool(processor.running) and processor.lease_ends_soon(now) and not crowded
             if not (renew or processor.changed or current.threads != threads):
                 return
-        self._grant(processor, threads, now)
+        targets = self.kernel.targets
+        if current is not None and crowded:  # another model waits for the core: the lease may change, not grow
+            targets = replace(targets, quantum_ms=Milliseconds(max(0, processor.lease_until - now)))
+        self._grant(processor, targets, threads, now)
 
-    def _grant(self, processor: Processor, threads: int, now: Milliseconds) -> None:
+    def _grant(self, processor: Processor, targets: Targets, threads: int, now: Milliseconds) -> None:
         processor.numbers += 1
         tasks = list(processor.running.values())
-        quantum = compose(processor.numbers, tasks, processor.cells_free, processor.rates, self.kernel.targets, threads)
+        quantum = compose(processor.numbers, tasks, processor.cells_free, processor.rates, targets, threads)
         processor.worker.grant(quantum)
         if processor.urgent:
             self._interrupt(processor, now)
         processor.urgent = False
         processor.quantum = quantum if tasks else None
-        processor.granted_at, processor.changed = now, False
+        processor.lease_until, processor.changed = Milliseconds(now + quantum.time_ms), False
         processor.expect(now)
 
     # ---- who is there

@@ -42,7 +42,7 @@ class Processor:
         self.rates = Rates()
         self.quantum: Quantum | None = None  # the lease that the worker holds
         self.numbers = 0
-        self.granted_at = Milliseconds(0)
+        self.lease_until = Milliseconds(0)
         self.changed = False  # who runs is no longer what the lease says
         self.urgent = False  # what changed can't wait for the end of a long step
         self.interrupted = False  # a step was aborted, and none has completed since
@@ -90,7 +90,7 @@ class Processor:
         self.changed = True
 
     def lease_ends_soon(self, now: Milliseconds) -> bool:
-        return self.quantum is None or now - self.granted_at >= self.quantum.time_ms // 2
+        return self.quantum is None or self.lease_until - now <= self.quantum.time_ms // 2
 
     def expect(self, now: Milliseconds) -> None:
         """Set the moment by which the worker must have reported."""
