@@ -190,4 +190,6 @@ class Link:
 
     def _publish_event(self, event: TraceEvent) -> None:
         if event.kind in PUBLISHED and self._port is not None:
+            if event.kind in ("model.loaded", "model.dropped", "worker.died"):
+                self.announce()
             self._port.publish(self.topics.event(event.kind), msgspec.json.encode(event.details), 1)

@@ -169,6 +169,9 @@ class Node:
         ):
             up()
             self._steps.append(down)
+        for key, value in (("http", self.config.http), ("memory.swap", self.config.memory.swap)):
+            if value is not None:
+                log.warning("%s: this version does not serve it yet", key)
         log.info(
             "node %s/%s, boot %d: control socket %s",
             self.config.site,

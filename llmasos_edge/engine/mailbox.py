@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from llmasos_edge.engine.protocol import Answer, Command, Frames, Prepare
+from llmasos_edge.engine.work import Work
 
 
 class Mailbox:
@@ -18,7 +19,7 @@ class Mailbox:
         self._connection, self._closed = connection, closed
         self._frames = Frames()
         self._lock = threading.Lock()
-        self.prepares: queue.SimpleQueue[Prepare] = queue.SimpleQueue()
+        self.front: queue.SimpleQueue[Prepare | Work] = queue.SimpleQueue()  # prompts, and answers to check
         self._commands: queue.SimpleQueue[Command | Answer] = queue.SimpleQueue()
 
     def start(self) -> None:
@@ -44,7 +45,7 @@ class Mailbox:
                     return
                 for message in self._frames.feed(data):
                     if isinstance(message, Prepare):
-                        self.prepares.put(message)
+                        self.front.put(message)
                     else:
                         self._commands.put(message)
 

@@ -1,4 +1,4 @@
-"""A worker process: one model, a compute thread (the main one), and a front thread that prepares prompts."""
+"""A worker process: one model, a compute thread (the main one), and a front thread for prompts and formats."""
 
 import ctypes
 import mmap
@@ -152,30 +152,36 @@ class Worker:
         work.sampler.close()
 
     def _finish(self, work: Work, reason: str) -> None:
-        form = work.program.format
-        if form is None or reason != "stop":
+        whole = reason == "stop" and not work.answer.stopped
+        if work.program.format is not None and whole:
+            self._mailbox.front.put(work)  # checking it may take long: other tasks' steps must not wait
+        else:
             self._send(Finished(work.task, reason))
-            return
-        value, error = parse_answer(work.answer.whole, form)
-        self._send(Finished(work.task, reason, value, error.wire() if error else None))
 
     # ---- front thread
 
     def _front(self) -> None:
         while True:
-            prepare = self._mailbox.prepares.get()
-            try:
-                work = self._prepare(prepare)
-            except LLMasOSError as error:
-                self._unwanted.discard(prepare.task)
-                self._send(Refused(prepare.task, error.wire()))
-                continue
-            if prepare.task in self._unwanted:
-                self._unwanted.discard(prepare.task)
-                work.sampler.close()
-                continue
-            self._works[work.task] = work
-            self._send(Prepared(work.task, Tokens(work.prompt)))
+            item = self._mailbox.front.get()
+            if isinstance(item, Prepare):
+                self._admit(item)
+            elif item.program.format is not None:
+                value, error = parse_answer(item.answer.whole, item.program.format)
+                self._send(Finished(item.task, "stop", value, error.wire() if error else None))
+
+    def _admit(self, prepare: Prepare) -> None:
+        try:
+            work = self._prepare(prepare)
+        except LLMasOSError as error:
+            self._unwanted.discard(prepare.task)
+            self._send(Refused(prepare.task, error.wire()))
+            return
+        if prepare.task in self._unwanted:
+            self._unwanted.discard(prepare.task)
+            work.sampler.close()
+            return
+        self._works[work.task] = work
+        self._send(Prepared(work.task, Tokens(work.prompt)))
 
     def _prepare(self, prepare: Prepare) -> Work:
         program = prepare.program

@@ -53,13 +53,16 @@ class Loader:
             },
         )
 
-    def load(self, processor: Processor, now: Milliseconds) -> None:
-        """Start loading if there is room, or if dropping idle models makes it; else it is tried again later."""
+    def load(self, processor: Processor, now: Milliseconds) -> tuple[ModelId, ...]:
+        """Start loading if there is room, or if dropping idle models makes it; else it is tried again later.
+
+        Gives the models that were dropped for it.
+        """
         regions = self.machine.footprint(processor.model)
         needed = Bytes(sum(region.bytes for region in regions))
         victims = choose_victims(needed, self.ledger.free, self._droppable())
         if victims is None:
-            return
+            return ()
         for model in victims:
             self.drop(self._processors[model], now)
         if not self.ledger.charge(*regions):
@@ -68,9 +71,12 @@ class Loader:
         processor.engine = self.machine.load(processor.model)
         processor.expect_by = Milliseconds(now + self.machine.load_timeout(processor.model))
         self._trace.record(now, "model.loading", model=processor.model)
+        return victims
 
     def loaded(self, event: hal.Loaded, now: Milliseconds) -> None:
         processor = self._processors[event.model]
+        if processor.phase is not Phase.LOADING:
+            return  # it was dropped meanwhile
         processor.phase, processor.details, processor.expect_by = Phase.LOADED, event.details, None
         processor.used_at = now
         step, prefill = event.details.get("step_ms"), event.details.get("prefill_ms")
@@ -96,10 +102,12 @@ class Loader:
         processor.used_at = now
 
     def forget(self, model: ModelId) -> None:
-        """The model was removed from the store; it must be unloaded."""
+        """The model is to be removed from the store. Raises BadRequest if it is loaded, or wanted by a task."""
         processor = self._processors.get(model)
-        if processor is not None and (processor.phase is not Phase.UNLOADED or processor.busy):
+        if processor is not None and processor.phase is not Phase.UNLOADED:
             raise BadRequest(f"{model} is loaded: `llmasos model drop {model}` first")
+        if processor is not None and processor.live:
+            raise BadRequest(f"{processor.live} tasks want {model}: wait for them, or kill them first (`llmasos ps`)")
         self._processors.pop(model, None)
 
     def _droppable(self) -> list[Resident]:

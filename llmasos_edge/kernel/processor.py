@@ -1,6 +1,7 @@
 """A processor: one model and its worker as the dispatcher sees them: sequences, cells, lease, and who waits."""
 
 from collections import deque
+from collections.abc import Sequence
 from enum import Enum
 from typing import Final
 
@@ -39,6 +40,7 @@ class Processor:
         self.unprepared: deque[Task] = deque()  # wait for the model to be loaded, or for the quarantine to end
         self.preparing: dict[TaskId, Task] = {}
         self.suspects: deque[Task] = deque()  # were in a worker that died; each runs alone
+        self.live = 0  # tasks of this model that have no outcome yet, wherever they wait
         self.rates = Rates()
         self.quantum: Quantum | None = None  # the lease that the worker holds
         self.numbers = 0
@@ -66,10 +68,21 @@ class Processor:
     def cells_free(self) -> int:
         return self.limits.cells - sum(task.tokens for task in self.running.values())
 
-    def can_seat(self, task: Task) -> bool:
-        if self.suspects and (self.running or not task.suspect):
+    @property
+    def quarantined(self) -> Task | None:
+        """Whose turn it is to be here alone: the first suspect that its owner has not suspended."""
+        return next((task for task in self.suspects if task.state is not State.SUSPENDED), None)
+
+    def can_seat(self, task: Task, without: Sequence[Task] = ()) -> bool:
+        """A sequence and cells are free for it, and stay so while those who run grow a little."""
+        others = len(self.running) - len(without)
+        if self.quarantined not in (None, task):
             return False
-        return bool(self._sequences) and (not self.running or task.tokens + HEADROOM <= self.cells_free)
+        if not others:
+            return True
+        cells = self.cells_free + sum(other.tokens for other in without)
+        room = others < self.limits.sequences and task.tokens + HEADROOM + GROWTH * others <= cells
+        return room and self.quarantined is None
 
     def overcommitted(self) -> bool:
         """Those who run can't all grow: one must be switched out."""
@@ -88,6 +101,13 @@ class Processor:
         task.sequence = None
         del self.running[task.id]
         self.changed = True
+
+    def stop_preparing(self, task: Task, now: Milliseconds) -> bool:
+        """False: it was not being prepared."""
+        if self.preparing.pop(task.id, None) is None:
+            return False
+        self.prepare_by = Milliseconds(now + PREPARE_MS) if self.preparing else None
+        return True
 
     def lease_ends_soon(self, now: Milliseconds) -> bool:
         return self.quantum is None or self.lease_until - now <= self.quantum.time_ms // 2

@@ -38,14 +38,14 @@ class Targets:
 
 
 def compose(number: int, running: Sequence[Task], room: int, rates: Rates, targets: Targets, threads: int) -> Quantum:
-    """The lease for `running`, the most urgent first. `room`: cells that are still free; each task gets its prompt
-    and an equal share of what is left, so that the sum of the allowances never exceeds the pool.
+    """The lease for `running`, the most urgent first. `room`: cells that none of their tokens needs; each task gets
+    an equal share of it beside its prompt, so that the sum of the allowances never exceeds the pool.
 
     Sets each task's `granted`.
     """
     ordered = sorted(running, key=lambda task: (-task.priority, task.order))
     prompts = {task.id: max(0, task.tokens - task.computed) for task in ordered}
-    share = max(0, room - sum(prompts.values())) // max(1, len(ordered))
+    share = max(0, room) // max(1, len(ordered))
     decodes = any(prompts[task.id] <= 1 for task in ordered)
     prefills = any(prompts[task.id] > 1 for task in ordered)
     slots = []

@@ -27,13 +27,19 @@ class PriorityClasses:
         urgent = heads[0]
         if room.can_seat(urgent):
             return Admit(urgent.id)
-        victims = [task for task in running if task.priority < urgent.priority and task.preemptions < PROMOTE_AFTER]
-        if not victims and urgent.priority is Priority.CRITICAL:
-            victims = [task for task in running if task.priority < urgent.priority]
-        if not victims:
-            return Keep()
-        victim = min(victims, key=lambda task: (task.priority, -task.order))
-        return Preempt(victim.id, by=urgent.id)
+        victims = _victims(urgent, running)
+        for count in range(1, len(victims) + 1):
+            if room.can_seat(urgent, without=victims[:count]):
+                return Preempt(tuple(victim.id for victim in victims[:count]), by=urgent.id)
+        return Keep()
+
+
+def _victims(urgent: Task, running: Sequence[Task]) -> list[Task]:
+    """Who may lose a place to it, in this order. Who lost one too often is spared by all but the critical."""
+    lower = [task for task in running if task.priority < urgent.priority]
+    if urgent.priority is not Priority.CRITICAL:
+        lower = [task for task in lower if task.preemptions < PROMOTE_AFTER]
+    return sorted(lower, key=lambda task: (task.preemptions >= PROMOTE_AFTER, task.priority, -task.order))
 
 
 def _aged(task: Task, now: Milliseconds) -> int:

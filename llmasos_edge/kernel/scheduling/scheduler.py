@@ -18,9 +18,9 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Preempt:
-    """Take the sequence of `victim` away, because `by` needs it."""
+    """Take the sequences of `victims` away, and give `by` one."""
 
-    victim: TaskId
+    victims: tuple[TaskId, ...]
     by: TaskId
 
 
@@ -35,10 +35,10 @@ Decision = Admit | Preempt | Keep
 class Room(Protocol):
     """What the policy may ask about the model's context."""
 
-    def can_seat(self, task: Task) -> bool:
-        """A sequence and enough cells are free for it."""
+    def can_seat(self, task: Task, without: Sequence[Task] = ()) -> bool:
+        """A sequence and enough cells are free for it; `without`: would be, if these running tasks gave theirs up."""
 
 
 class Scheduler(Protocol):
     def next(self, ready: ReadyQueue, running: Sequence[Task], room: Room, now: Milliseconds) -> Decision:
-        """One decision. Asked again until it is Keep; an Admit must be possible, a Preempt must make progress."""
+        """One decision. Asked again until it is Keep; what it decides must be possible (`can_seat`)."""
