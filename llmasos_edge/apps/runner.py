@@ -82,8 +82,9 @@ class AppRunner:
         for pattern in sorted({it.queue.trigger.mqtt for it in self._programs.values() if it.queue}):
             self._subscribe(pattern)
 
-    def on_message(self, topic: str, payload: bytes, retained: bool) -> None:
-        """A message of a subscribed topic."""
+    def on_message(self, topic: str, payload: bytes, retained: bool) -> bool:
+        """A message of a subscribed topic; whether it began a run that must survive a crash."""
+        durable = False
         for program in self._programs.values():
             queue = program.queue
             if queue is None or not matches(queue.trigger.mqtt, topic) or (retained and not queue.trigger.retained):
@@ -91,7 +92,9 @@ class AppRunner:
             with self._lock:
                 program.stats["messages"] += 1
                 decision = queue.on_message(topic, payload, self._clock_ms())
+            durable |= isinstance(decision, Start) and queue.trigger.queue == "every"
             self._act(program, decision)
+        return durable
 
     def tick(self, now_ms: int) -> None:
         """Start what the rate limits let go, and give up what is past its deadline: its fallback can't wait."""

@@ -151,8 +151,11 @@ class Link:
 
     def _on_message(self, topic: str, payload: bytes, retained: bool, ack: Acknowledge) -> None:
         """A message that may trigger apps. On the MQTT thread."""
-        self._node.apps.runner.on_message(topic, payload, retained)
-        ack()
+        if self._node.apps.runner.on_message(topic, payload, retained):
+            # Its submission was posted before this: the acknowledgement follows the commit.
+            self._node.loop.post(lambda: self._node.journal.barrier(lambda _: ack()))
+        else:
+            ack()
 
     # ---- what the node tells of itself
 

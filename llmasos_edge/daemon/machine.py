@@ -47,7 +47,7 @@ class Hardware:
         self._models, self._store = models, store
         self._share = room // max(1, len(models))
         self._arena, self._programs, self._deliver = arena, programs, deliver
-        self._headers: dict[str, GgufHeader] = {}
+        self._headers: dict[str, GgufHeader] = {}  # by sha256
         self.workers: dict[ModelId, WorkerHost] = {}
 
     def limits(self, model: ModelId) -> Limits | None:
@@ -65,8 +65,12 @@ class Hardware:
         header, limits = self._header(model), self.limits(model)
         if header is None or limits is None:
             return ()
-        kv = header.kv_bytes(limits.cells, self._config(model).kv)
-        return (*self._fixed(model, header, limits.sequences), Region(f"{model}.kv", "kv", Bytes(kv)))
+        config = self._config(model)
+        kv = Bytes(header.kv_bytes(limits.cells, config.kv))
+        regions = (*self._fixed(model, header, limits.sequences), Region(f"{model}.kv", "kv", kv))
+        if config.exact:  # packing the pool saves all of it aside
+            regions += (Region(f"{model}.scratch", "kv", kv),)
+        return regions
 
     def load_timeout(self, model: ModelId) -> Milliseconds:
         header = self._header(model)
@@ -91,22 +95,19 @@ class Hardware:
         self.workers[model] = worker = WorkerHost(load, self._arena, self._programs, self._deliver)
         return worker
 
-    def forget(self, model: ModelId) -> None:
-        self._headers.pop(model, None)
-
     def _config(self, model: str) -> ModelConfig:
         return self._models.get(model) or ModelConfig(model)
 
     def _header(self, model: str) -> GgufHeader | None:
-        if model not in self._headers:
-            stored = self._store.find(model)
-            if stored is None:
-                return None
+        stored = self._store.find(model)
+        if stored is None:
+            return None
+        if stored.sha256 not in self._headers:
             try:
-                self._headers[model] = read_header(stored.path)
+                self._headers[stored.sha256] = read_header(stored.path)
             except LLMasOSError as error:
                 raise EngineFailed(f"{model} can't be loaded: {error.message}") from error
-        return self._headers[model]
+        return self._headers[stored.sha256]
 
     def _fixed(self, model: str, header: GgufHeader, sequences: int) -> tuple[Region, ...]:
         """All but the KV pool."""
@@ -121,4 +122,4 @@ class Hardware:
 
     def _pool(self, model: str, header: GgufHeader, config: ModelConfig, cell: int) -> int:
         left = self._share - sum(region.bytes for region in self._fixed(model, header, config.sequences))
-        return min(POOL_AUTO, max(0, left) // cell // POOL_STEP * POOL_STEP)
+        return min(POOL_AUTO, max(0, left) // (cell * (1 + config.exact)) // POOL_STEP * POOL_STEP)

@@ -238,6 +238,10 @@ class Journal:
         self._index.pop(key, None)
         self._queue.put(_Write(lambda: self._file.forget(key), then, must=True))
 
+    def barrier(self, then: Then) -> None:
+        """`then` is called once all that was written before is on the disk."""
+        self._queue.put(_Write(_nothing, then))
+
     def sweep(self, then: Then = _nothing) -> None:
         """Drop what is too old; the journal does so by itself, once a minute."""
         self._queue.put(self._sweep(then))
