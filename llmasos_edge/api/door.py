@@ -15,7 +15,7 @@ from llmasos_edge.api.conversations import Conversations
 from llmasos_edge.api.requests import Accepting
 from llmasos_edge.api.ticket import Post, Reply, Ticket, Waiter, reply_of
 from llmasos_edge.engine.protocol import Message, Program
-from llmasos_edge.errors import LLMasOSError
+from llmasos_edge.errors import Internal, LLMasOSError, Panic
 from llmasos_edge.ipc.messages import Accepted, ErrorReply, Generation, encode
 from llmasos_edge.kernel.syscalls import Syscalls
 from llmasos_edge.kernel.task import Task
@@ -99,6 +99,13 @@ class Door:
             ticket, task = self._admit(arrival, now)
         except LLMasOSError as error:
             self._refuse(arrival, error)
+            return None
+        except Panic:
+            raise
+        except Exception:
+            # One request must not take the node down again at each redelivery.
+            log.exception("a request of %s can't be admitted", arrival.caller.client)
+            self._refuse(arrival, Internal("a bug of the node: its log has the details"))
             return None
         self._tickets[task.id] = self._by_name[key] = ticket
         accepted = self._accepted(task)
