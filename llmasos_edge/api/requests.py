@@ -36,7 +36,7 @@ class Accepting:
         self, request: Generation, caller: Caller, task: TaskId, seed: int, deadline_ms: int | None, attempt: int
     ) -> Submission:
         """Raises UnknownApp and BadRequest (an app's input)."""
-        app = request.app if isinstance(request, RunRequest) else None
+        app = request.app if isinstance(request, RunRequest) else caller.app
         if isinstance(request, RunRequest):
             request = _merged(request, self.expand(request.app, request.input))
         limit = request.deadline_ms if deadline_ms is None else deadline_ms

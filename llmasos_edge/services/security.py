@@ -18,6 +18,7 @@ class Caller:
     ceiling: Priority
     operate: bool = False
     reply_topics: tuple[str, ...] = ()
+    app: str | None = None  # the node's own app that calls
 
     def cap(self, wanted: Priority) -> Priority:
         """The class that the caller gets for the one it asks for."""
@@ -52,4 +53,4 @@ class Security:
 
     def app(self, name: str) -> Caller:
         """What the node file's own apps do."""
-        return Caller(ClientId(f"app/{name}"), Priority.CRITICAL)  # no MQTT client: no level has a slash
+        return Caller(ClientId(f"app/{name}"), Priority.CRITICAL, app=name)  # no MQTT client: no level has a slash
