@@ -204,8 +204,9 @@ class Door:
         if arrival.durable and not ticket.durable and task is not None:
             ticket.durable = True
             self._keep(ticket, arrival, task, self._accepted(task))
-        elif ticket.safe or not ticket.durable:
+        elif (ticket.safe or not ticket.durable) and task is not None:
             self._acknowledge(ticket)
+            arrival.waiter.accepted(self._accepted(task))
 
     def _accepted(self, task: Task) -> Accepted:
         return Accepted(task=task.id, position=self.syscalls.position(task), eta_ms=self.syscalls.eta(task))

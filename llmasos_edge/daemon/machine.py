@@ -24,7 +24,7 @@ PREFIX_SEQUENCES: Final = 17  # beside the kernel's, in a worker's context: each
 STEP_ACTIVATIONS: Final = 48  # bytes for each element of a step's activations
 POOL_AUTO: Final = 8192  # cells, if the budget leaves room
 POOL_STEP: Final = 256
-LOAD_BASE_MS: Final = 20_000
+LOAD_BASE_MS: Final = 60_000  # also on a busy board
 LOAD_MS_PER_GIB: Final = 20_000
 STEP_TOKENS: Final = 512
 
@@ -92,7 +92,10 @@ class Hardware:
             exact=config.exact,
             threads=self.cores,
         )
-        self.workers[model] = worker = WorkerHost(load, self._arena, self._programs, self._deliver)
+        try:
+            self.workers[model] = worker = WorkerHost(load, self._arena, self._programs, self._deliver)
+        except OSError as error:
+            raise EngineFailed(f"no worker can be started for {model}: {error.strerror}") from error
         return worker
 
     def _config(self, model: str) -> ModelConfig:

@@ -1,14 +1,18 @@
 """The node's models on disk: listed, pulled, added, verified, removed; on worker threads."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from llmasos_edge.api.calls import Json, Progressed
 from llmasos_edge.engine.gguf import read_header
-from llmasos_edge.errors import LLMasOSError
+from llmasos_edge.errors import Internal, LLMasOSError
 from llmasos_edge.services.disk import Progress, Report
 from llmasos_edge.services.store import ModelStore, StoredModel
+
+log = logging.getLogger(__name__)
 
 
 class NodeModels:
@@ -61,10 +65,12 @@ class Errands:
             try:
                 result = work()
             except LLMasOSError as error:
-                wrong = error
-                self._post(lambda: failed(wrong))
+                self._post(partial(failed, error))
+            except Exception as error:  # an edge: whatever one errand does, who waits for it must hear of it
+                log.exception("an errand failed")
+                self._post(partial(failed, Internal(f"{type(error).__name__}: {error}")))
             else:
-                self._post(lambda: done(result))
+                self._post(partial(done, result))
 
         self._threads = {thread for thread in self._threads if thread.is_alive()}
         thread = threading.Thread(target=errand, name="errand", daemon=True)  # a download must not hold up the end

@@ -2,9 +2,11 @@
 
 from __future__ import annotations  # array[int] exists for the type checker only
 
+import sys
 from array import array
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from types import FrameType
+from typing import Final, Protocol, Self
 
 from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
@@ -14,6 +16,7 @@ from llmasos_edge.engine.protocol import Message
 from llmasos_edge.errors import BadRequest, EngineFailed
 
 OPEN, CLOSE = "\ue0f0", "\ue0f1"  # private-use marks around what callers wrote
+LINES_MAX: Final = 300_000  # lines of Python that a template may execute
 PROMPT_MAX: Final = 4 << 20  # characters that a template may render
 CHATML: Final = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -45,6 +48,7 @@ class ChatTemplate:
         """The prompt in pieces `(text, is markup)`. Raises BadRequest if the template refuses the conversation."""
         marked = [{"role": m.role, "content": f"{OPEN}{_unmarked(m.content)}{CLOSE}"} for m in messages]
         chunks, size = [], 0
+        sys.settrace(_Bound())
         try:
             for chunk in self._template.generate(messages=marked, add_generation_prompt=True, **self._names):
                 chunks.append(chunk)
@@ -53,6 +57,8 @@ class ChatTemplate:
                     raise BadRequest(f"messages: the chat template renders more than {PROMPT_MAX} characters")
         except (TemplateError, SecurityError, TypeError, ValueError, OverflowError) as error:
             raise BadRequest(f"messages: the model's chat template refuses them: {error}") from error
+        finally:
+            sys.settrace(None)
         return _pieces("".join(chunks))
 
     def tokens(self, messages: tuple[Message, ...], tokenizer: Tokenizer) -> array[int]:
@@ -61,6 +67,19 @@ class ChatTemplate:
         for text, markup in self.render(messages):
             tokens += tokenizer.tokenize(text, special=markup)
         return tokens
+
+
+class _Bound:
+    """A trace function (sys.settrace) that ends what executes more than LINES_MAX lines."""
+
+    def __init__(self) -> None:
+        self._left = LINES_MAX
+
+    def __call__(self, _frame: FrameType, _event: str, _argument: object) -> Self:
+        self._left -= 1
+        if self._left < 0:
+            raise SecurityError("it does not come to an end")
+        return self
 
 
 def _pieces(rendered: str) -> list[tuple[str, bool]]:

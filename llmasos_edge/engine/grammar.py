@@ -1,24 +1,13 @@
 """Answer formats: a grammar for the sampler, and the check of the finished answer against the schema."""
 
-import importlib
-import json
 from typing import Any, Final
 
 import msgspec
 
-from llmasos_edge.engine import llama as _llama
+from llmasos_edge.engine.schema_grammar import RULES, schema_grammar
 from llmasos_edge.errors import BadRequest, EngineFailed, LLMasOSError
 
-JSON_GRAMMAR: Final = r"""
-root ::= object
-value ::= object | array | string | number | "true" | "false" | "null"
-object ::= "{" ws ( member ( "," ws member )* )? "}"
-member ::= string ":" ws value ws
-array ::= "[" ws ( value ws ( "," ws value ws )* )? "]"
-string ::= "\"" ( [^"\\\x00-\x1F\x7F] | "\\" ( ["\\/bfnrt] | "u" [0-9a-fA-F]{4} ) )* "\""
-number ::= "-"? ( "0" | [1-9] [0-9]{0,15} ) ( "." [0-9]{1,16} )? ( [eE] [-+]? [0-9]{1,3} )?
-ws ::= [ \n\t]{0,2}
-"""
+JSON_GRAMMAR: Final = f"root ::= object{RULES}"
 
 
 def grammar_of(form: str | dict[str, Any] | None) -> str | None:
@@ -27,12 +16,10 @@ def grammar_of(form: str | dict[str, Any] | None) -> str | None:
         return None
     if isinstance(form, str):
         return JSON_GRAMMAR
-    package = _llama.L.__name__.rpartition(".")[0]
-    converter = importlib.import_module(f"{package}.llama_grammar")
     try:
-        return str(converter.json_schema_to_gbnf(json.dumps(form)))
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError, IndexError) as error:
-        raise BadRequest(f"format: no grammar can be made of this schema: {error!r}") from error
+        return schema_grammar(form)
+    except (TypeError, AttributeError, KeyError, ValueError, RecursionError) as error:
+        raise BadRequest(f"format: not a JSON schema: {error!r}") from error
 
 
 def parse_answer(text: str, form: str | dict[str, Any]) -> tuple[object, LLMasOSError | None]:

@@ -1,5 +1,6 @@
 """The daemon's side of a worker: spawn it, talk to it, tell its death; an Engine for the kernel."""
 
+import contextlib
 import mmap
 import os
 import queue
@@ -104,8 +105,10 @@ class WorkerHost:
         return self.process.poll() is None
 
     def stop(self) -> None:
+        """Ends a worker that no longer reads, too, though the sender thread may wait for it."""
         self._stopping = True
-        self._outbox.put(None)
+        with contextlib.suppress(OSError):  # it is gone already
+            self._connection.shutdown(socket.SHUT_RDWR)
 
     def kill(self) -> None:
         self.process.kill()
@@ -128,7 +131,6 @@ class WorkerHost:
                     send(self._connection, command)
             except OSError:
                 return  # the reader sees the same end, and tells of it
-        self._connection.shutdown(socket.SHUT_RDWR)
 
     def _read(self) -> None:
         frames, why = Frames(), ""

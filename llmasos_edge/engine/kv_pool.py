@@ -2,7 +2,8 @@
 
 llama.cpp fills cells upwards from a head and jumps back as soon as some are freed below it. Restored or batched
 otherwise, a sequence's logits keep their bits only while its cells ascend, so nothing is freed while there is room:
-what tasks leave behind stays as a cache of prefixes, and goes all at once when the pool is full or nobody runs.
+what tasks leave behind stays as a cache of prefixes, and goes all at once when the pool is full, or is packed when
+nobody runs.
 """
 
 from __future__ import annotations  # array[int] exists for the type checker only
@@ -41,6 +42,7 @@ class KvPool:
             raise EngineFailed(f"sequences: at most {SEQUENCES_MAX - PREFIXES - 1}, not {load.sequences}")
         self._prefixes: list[Prefix] = []
         self._live: set[int] = set()
+        self._filled = 0  # cells taken since the last of them were freed
         self.context = self._make(load.cells)
 
     def _make(self, cells: int) -> LlamaContext:
@@ -54,12 +56,12 @@ class KvPool:
         if status == 1:
             self.reclaim()
             status = self.context.decode(entries)
+        if status == 0:
+            self._filled += sum(len(tokens) for _, tokens, _, _ in entries)
         return status
 
     def take(self, sequence: int, owner: str, tokens: Sequence[int]) -> int:
         """Start a sequence with the longest prefix of `tokens` that `owner` left computed; how many tokens that is."""
-        if not self._live:
-            self.context.remove(self._grave)
         self._live.add(sequence)
         best, length = None, PREFIX_MIN - 1
         for prefix in self._prefixes:
@@ -74,7 +76,6 @@ class KvPool:
 
     def leave(self, sequence: int, owner: str, tokens: array[int]) -> None:
         """The task has ended: `tokens` are computed in its sequence, and may be the prefix of another prompt."""
-        self._live.discard(sequence)
         if len(tokens) >= PREFIX_MIN:
             for shorter in [
                 p for p in self._prefixes if p.owner == owner and _common(p.tokens, tokens) == len(p.tokens)
@@ -86,7 +87,7 @@ class KvPool:
             free = next(n for n in range(self._load.sequences, self._grave) if n not in taken)
             self.context.copy(sequence, free)
             self._prefixes.append(Prefix(free, owner, tokens))
-        self._bury(sequence)
+        self.release(sequence)
 
     def park(self, sequence: int, extent: Extent) -> int:
         """Save the state into the arena and let go of the sequence; the bytes used, 0 if it does not fit."""
@@ -96,8 +97,13 @@ class KvPool:
 
     def restore(self, sequence: int, extent: Extent, size: int) -> bool:
         """The reverse; the extent's memory goes back to the system."""
+        address = self._base + CONTROL_PAGE + extent.offset
+        good = self.context.restore(sequence, address, size)
+        if not good:
+            self.reclaim()
+            good = self.context.restore(sequence, address, size)
         self._live.add(sequence)
-        good = self.context.restore(sequence, self._base + CONTROL_PAGE + extent.offset, size)
+        self._filled += self.context.length(sequence)
         self.discard(extent)
         return good
 
@@ -109,6 +115,8 @@ class KvPool:
         """The sequence's state is no longer wanted."""
         self._live.discard(sequence)
         self._bury(sequence)
+        if not self._live and self._filled > self.context.cells // 2:
+            self._pack()
 
     def reclaim(self) -> None:
         """Free all that ended tasks left. An exact model is packed as well, so that cells ascend again."""
@@ -116,13 +124,30 @@ class KvPool:
             self.context.remove(prefix.sequence)
         self._prefixes.clear()
         self.context.remove(self._grave)
+        self._filled = sum(self.context.length(sequence) for sequence in self._live)
         if self._load.exact:
             self.rebuild(self.context.cells)
 
     def rebuild(self, cells: int) -> None:
         """Save every live sequence, make the context anew with `cells`, and restore them one after another."""
-        saved = {sequence: self._save_aside(sequence) for sequence in sorted(self._live)}
         self._prefixes.clear()
+        self._restart(cells, sorted(self._live))
+
+    def _pack(self) -> None:
+        """Nobody runs: the newest prefixes move to the lowest quarter of the cells, and all others are free again."""
+        kept: list[Prefix] = []
+        room = self.context.cells // 4
+        for prefix in reversed(self._prefixes):
+            room -= len(prefix.tokens)
+            if room < 0:
+                break
+            kept.insert(0, prefix)
+        self._prefixes = kept
+        self._restart(self.context.cells, [prefix.sequence for prefix in kept])
+
+    def _restart(self, cells: int, sequences: list[int]) -> None:
+        """An empty context but for these sequences, one above the other."""
+        saved = {sequence: self._save_aside(sequence) for sequence in sequences}
         if cells == self.context.cells:
             self.context.clear()
         else:
@@ -131,6 +156,7 @@ class KvPool:
         for sequence, state in saved.items():
             if len(state) and not self.context.restore(sequence, ctypes.addressof(state), len(state)):
                 raise EngineFailed(f"sequence {sequence} can't be restored into {cells} cells")
+        self._filled = sum(self.context.length(sequence) for sequence in sequences)
 
     def _save_aside(self, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
         size = self.context.state_size(sequence)
@@ -144,8 +170,7 @@ class KvPool:
 
     def _bury(self, sequence: int) -> None:
         """Keep the cells taken, so that the head goes on upwards, but free the sequence's number."""
-        if self._live:
-            self.context.copy(sequence, self._grave)
+        self.context.copy(sequence, self._grave)
         self.context.remove(sequence)
 
 

@@ -177,6 +177,10 @@ class LlamaContext:
         """Share cells [0, end) of `source`: metadata only."""
         L.llama_memory_seq_cp(self._memory, source, target, 0, end)
 
+    def length(self, sequence: int) -> int:
+        """Positions computed."""
+        return int(L.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+
     def clear(self) -> None:
         L.llama_memory_clear(self._memory, False)
 

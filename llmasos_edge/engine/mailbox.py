@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from llmasos_edge.engine.protocol import Answer, Command, Frames, Prepare
+from llmasos_edge.engine.protocol import Answer, Command, Forget, Frames, Prepare
 from llmasos_edge.engine.work import Work
 
 
@@ -19,7 +19,7 @@ class Mailbox:
         self._connection, self._closed = connection, closed
         self._frames = Frames()
         self._lock = threading.Lock()
-        self.front: queue.SimpleQueue[Prepare | Work] = queue.SimpleQueue()  # prompts, and answers to check
+        self.front: queue.SimpleQueue[Prepare | Forget | Work] = queue.SimpleQueue()  # Work: an answer to check
         self._commands: queue.SimpleQueue[Command | Answer] = queue.SimpleQueue()
 
     def start(self) -> None:

@@ -149,6 +149,11 @@ class SimulatedEngine:
         self._step = 0
         self._tally = _Tally()
 
+    @property
+    def tasks(self) -> frozenset[TaskId]:
+        """Those it holds something of."""
+        return frozenset({*self._works, *(work.task for work in self._front)}) - self._unwanted
+
     # ---- Engine, for the kernel
 
     def prepare(self, task: Task) -> None:
@@ -400,14 +405,15 @@ class SimulatedMachine:
     def load(self, model: ModelId) -> SimulatedEngine:
         engine = SimulatedEngine(model, self._models[model], self._timeline, self._deliver)
         self.engines[model] = engine
-        if self.loading_faults.get(model) is not Fault.HANG:
-            self._timeline.plan(self._models[model].load_ms, partial(self._loaded, model, engine))
+        fault, load_ms = self.loading_faults.get(model), self._models[model].load_ms
+        if fault is None:
+            self._timeline.plan(load_ms, partial(self._loaded, model, engine))
+        elif fault is Fault.DIE:
+            self._timeline.plan(load_ms, partial(engine.die, "its file is broken"))
         return engine
 
     def _loaded(self, model: ModelId, engine: SimulatedEngine) -> None:
-        if model in self.loading_faults:
-            engine.die("its file is broken")
-        elif engine.alive:
+        if engine.alive:
             found = self._models[model]
             details: dict[str, object] = {"step_ms": found.step_ms, "prefill_ms": found.prefill_ms}
             self._deliver(model, hal.Loaded(model, details))

@@ -1,7 +1,7 @@
 """A simulation: the whole kernel on simulated engines and a manual clock, run from event to event."""
 
 from collections.abc import Callable, Mapping
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from llmasos_edge.engine.simulated import SimulatedMachine, SimulatedModel, SimulatedProgram, Timeline
 from llmasos_edge.errors import Panic
@@ -61,6 +61,7 @@ class Simulation:
         self.ledger: Final = Ledger(budget)
         if not self.ledger.charge(Region("arena", "arena", arena)):
             raise Panic(f"Simulation: an arena of {arena} bytes in a budget of {budget}")
+        self.prefilled = 0  # prompt tokens that all workers have computed, again and again where state was lost
         self.trace: Final = Trace()
         self.transcript: Final = Transcript()
         self.arena: Final = Arena(arena, "best-fit")
@@ -74,7 +75,7 @@ class Simulation:
     def now(self) -> Milliseconds:
         return Milliseconds(int(self.timeline.now))
 
-    def submit(
+    def submission(
         self,
         program: SimulatedProgram,
         *,
@@ -84,9 +85,9 @@ class Simulation:
         deadline_ms: int | None = None,
         session: str | None = None,
         attempt: int = 1,
-    ) -> Task:
-        """Raises what Syscalls.submit raises. The default model is the first one."""
-        submission = Submission(
+    ) -> Submission:
+        """The default model is the first one."""
+        return Submission(
             client=CLIENT,
             model=model or self.models[0],
             program=program,
@@ -96,7 +97,10 @@ class Simulation:
             session=None if session is None else SessionId(session),
             attempt=attempt,
         )
-        return self.do(self.syscalls.submit, submission)
+
+    def submit(self, program: SimulatedProgram, **fields: Any) -> Task:
+        """Takes the fields of `submission`. Raises what Syscalls.submit raises."""
+        return self.do(self.syscalls.submit, self.submission(program, **fields))
 
     def do(self, call: Callable[..., T], *args: object) -> T:
         """A system call, such as `do(syscalls.renice, task, priority)`, at this moment."""
@@ -132,6 +136,7 @@ class Simulation:
 
     def _receive(self, model: ModelId, event: hal.Event) -> None:
         if isinstance(event, hal.Report):
+            self.prefilled += event.prefilled
             self.dispatcher.report(model, event, self.now)
         else:
             self.dispatcher.handle(event, self.now)

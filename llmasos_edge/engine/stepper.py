@@ -24,6 +24,7 @@ class Stepper:
         self._lease: Quantum | None = None
         self._works: list[Work] = []
         self._touched: dict[TaskId, Work] = {}
+        self._ended: list[tuple[Work, str]] = []  # in this step
         self._ends_at = self._reported_at = 0.0
         self._clear()
 
@@ -81,6 +82,9 @@ class Stepper:
         self._busy_s += now - started
         if self._urgent or now - self._reported_at >= REPORT_EVERY_S or self._aborted:
             self._report(idle=False)
+        for work, reason in self._ended:  # after the report, which has the last text of all of them
+            self._finish(work, reason)
+        self._ended.clear()
 
     def _compose(self, chunk: int) -> list[tuple[Work, int]]:
         """Who computes how many tokens: every decode first, then prefill in the order of the lease."""
@@ -127,8 +131,7 @@ class Stepper:
         if reason:
             work.unsent += work.answer.finish()
             work.finished = self._urgent = True
-            self._report(idle=False)
-            self._finish(work, reason)
+            self._ended.append((work, reason))
 
     def _report(self, *, idle: bool) -> None:
         if self._lease is None or not (idle or self._steps or self._aborted):

@@ -49,7 +49,6 @@ class Worker:
         self._connection, self._arena, self._load = connection, arena, load
         self._sending = threading.Lock()
         self._works: dict[TaskId, Work] = {}
-        self._unwanted: set[TaskId] = set()  # forgotten while they were still being prepared
         self._model = LlamaModel(Path(load.path))
         bos, eos = (int(f(self._model.vocabulary)) for f in (L.llama_vocab_bos, L.llama_vocab_eos))
         names = {"bos": self._model.special_text(bos), "eos": self._model.special_text(eos)}
@@ -112,11 +111,9 @@ class Worker:
     def _switch_in(self, command: SwitchIn) -> None:
         work = self._works[command.task]
         work.sequence = command.sequence
-        if work.parked is not None and command.extent is not None:
-            extent, size = work.parked
-            work.parked = None
-            if self._pool.restore(command.sequence, extent, size):
-                return
+        parked, work.parked = work.parked, None
+        if parked is not None and command.extent is not None and self._pool.restore(command.sequence, *parked):
+            return
         work.computed = self._pool.take(command.sequence, work.program.owner, work.tokens)
         if work.generated == 0:
             work.cached = work.computed
@@ -141,9 +138,8 @@ class Worker:
     def _forget(self, task: TaskId) -> None:
         work = self._works.pop(task, None)
         if work is None:
-            self._unwanted.add(task)
+            self._mailbox.front.put(Forget(task))  # it is still being prepared, or was refused
             return
-        self._unwanted.discard(task)
         self._stepper.remove(work)
         if work.sequence is not None:
             self._pool.leave(work.sequence, work.program.owner, work.tokens[: work.computed])
@@ -165,6 +161,10 @@ class Worker:
             item = self._mailbox.front.get()
             if isinstance(item, Prepare):
                 self._admit(item)
+            elif isinstance(item, Forget):
+                unwanted = self._works.pop(item.task, None)
+                if unwanted is not None:
+                    unwanted.sampler.close()
             elif item.program.format is not None:
                 value, error = parse_answer(item.answer.whole, item.program.format)
                 self._send(Finished(item.task, "stop", value, error.wire() if error else None))
@@ -173,12 +173,7 @@ class Worker:
         try:
             work = self._prepare(prepare)
         except LLMasOSError as error:
-            self._unwanted.discard(prepare.task)
             self._send(Refused(prepare.task, error.wire()))
-            return
-        if prepare.task in self._unwanted:
-            self._unwanted.discard(prepare.task)
-            work.sampler.close()
             return
         self._works[work.task] = work
         self._send(Prepared(work.task, Tokens(work.prompt)))
@@ -210,12 +205,19 @@ def _receive_load(connection: socket.socket) -> Load:
             raise Panic(f"_receive_load: a {type(message).__name__}")
 
 
+def _die(failure: threading.ExceptHookArgs) -> None:
+    """A worker that has lost one of its threads is of no use: the daemon makes another one."""
+    threading.__excepthook__(failure)
+    os._exit(1)
+
+
 def main() -> None:
     """usage: python -m llmasos_edge.engine.worker SOCKET_FD ARENA_FD"""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the daemon's to act on
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    threading.excepthook = _die
     connection = socket.socket(fileno=int(sys.argv[1]))
     arena_fd = int(sys.argv[2])
     arena = mmap.mmap(arena_fd, os.fstat(arena_fd).st_size)

@@ -2,11 +2,20 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import Final
 
-from llmasos_edge.errors import DeadlineExceeded, EngineFailed, Panic, PromptTooLong, UnknownModel, from_wire
+from llmasos_edge.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    LLMasOSError,
+    Panic,
+    PromptTooLong,
+    UnknownModel,
+    from_wire,
+)
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.loader import Loader
 from llmasos_edge.kernel.memory.arena import Arena
@@ -52,6 +61,7 @@ class Dispatcher:
         """A new task: it waits for its session's turn, or is prepared."""
         if task.deadline_at is not None:
             heappush(self._deadlines, (task.deadline_at, task.id))
+        self.processor(task.model).live += 1
         turn = _turn(task)
         if turn is not None:
             line = self._turns.setdefault(turn, deque())
@@ -75,9 +85,10 @@ class Dispatcher:
         processor.urgent |= task.state is State.RUNNING and outcome.error is not None
         self._leave(processor, task, now)
         if task.prepared or task.preparing:
-            processor.preparing.pop(task.id, None)
+            processor.stop_preparing(task, now)
             processor.worker.forget(task.id)
         task.prepared = task.preparing = False
+        processor.live -= 1
         if task.suspect:
             processor.suspects.remove(task)
             task.suspect = False
@@ -159,7 +170,7 @@ class Dispatcher:
             case hal.Prepared():
                 self._prepared(task, event.prompt_tokens, now)
             case hal.Refused():
-                self.processor(task.model).preparing.pop(task.id, None)
+                self.processor(task.model).stop_preparing(task, now)
                 task.preparing = False
                 self.end(task, Outcome(error=from_wire(event.error)), now)
             case hal.Parked():
@@ -168,13 +179,13 @@ class Dispatcher:
                     task.parked, task.computed = None, Tokens(0)
             case hal.Finished():
                 error = from_wire(event.error) if event.error else None
-                self.end(task, Outcome(event.finish_reason, event.data, error), now)
+                if task.prepared:  # else it is the late word of a worker that was dropped
+                    self.end(task, Outcome(event.finish_reason, event.data, error), now)
 
     def _prepared(self, task: Task, prompt_tokens: Tokens, now: Milliseconds) -> None:
         processor = self.processor(task.model)
-        if processor.preparing.pop(task.id, None) is None:
+        if not processor.stop_preparing(task, now):
             return
-        processor.prepare_by = Milliseconds(now + PREPARE_MS) if processor.preparing else None
         task.preparing, task.prepared, task.prompt_tokens = False, True, prompt_tokens
         context = processor.limits.context
         if prompt_tokens >= context:
@@ -187,22 +198,26 @@ class Dispatcher:
 
     def report(self, model: ModelId, report: hal.Report, now: Milliseconds) -> None:
         processor = self.processor(model)
-        processor.rates.learn(report.steps, report.prefilled, report.busy_ms)
+        if processor.phase is not Phase.LOADED:
+            return  # it was dropped meanwhile
+        if not report.aborted:
+            processor.rates.learn(report.steps, report.prefilled, report.busy_ms)
         processor.used_at = now
         if report.steps and not report.aborted:
             processor.interrupted = False
         for progress in report.progress:
             task = self.kernel.table.find(progress.task)
-            if task is not None and task.live:
+            if task is not None and task.prepared:
                 self._progress(task, progress, now)
-        current = processor.quantum
-        if report.idle and current is not None and report.number == current.number:
-            processor.quantum = None
-        processor.expect(now)
+        if report.idle and report.number == processor.numbers:
+            processor.quantum = processor.expect_by = None
+        else:
+            processor.expect(now)
 
     def _progress(self, task: Task, progress: hal.Progress, now: Milliseconds) -> None:
-        task.computed, task.generated = progress.computed, progress.generated
-        task.cached_tokens = progress.cached
+        if task.state is State.RUNNING or task.parked is not None:  # else its state was lost after this was sent
+            task.computed = progress.computed
+        task.generated, task.cached_tokens = progress.generated, progress.cached
         if progress.generated and task.first_token_ms is None:
             task.first_token_ms = now
         if progress.text:
@@ -210,31 +225,42 @@ class Dispatcher:
             self.kernel.userland.delta(task, progress.text)
 
     def _died(self, processor: Processor, why: str, now: Milliseconds) -> None:
-        """The worker is gone. Who was in it runs again, one at a time; nobody else is touched."""
-        was_loading = processor.phase is Phase.LOADING
+        """The worker is gone. Who was in it runs again, one at a time; nobody else is touched.
+
+        A model that could not be loaded is tried once more: its worker may have been the victim, not the culprit.
+        """
+        was_loading = processor.phase is not Phase.LOADED
+        hopeless = was_loading and processor.load_failed
+        processor.load_failed = was_loading and not hopeless
+        processor.wanted = processor.limits.pinned and not hopeless
         victims = [*processor.running.values(), *processor.preparing.values()]
         alone = len(victims) == 1 and victims[0].suspect
         self.kernel.loader.unloaded(processor, now)
         self.kernel.trace.record(now, "worker.died", model=processor.model, why=why, tasks=[t.id for t in victims])
-        mine = [task for task in self.kernel.table.live() if task.model == processor.model]
-        for task in mine:
-            self._evacuate(processor, task, now)
+        mine = self._evacuate_all(processor, now)
         for task in victims:
             task.deaths_alone += alone
             if not task.suspect:
                 task.suspect = True
                 processor.suspects.append(task)
         for task in mine:
-            if was_loading:
+            if hopeless:
                 self.end(task, Outcome(error=EngineFailed(f"{task.model} could not be loaded: {why}")), now)
             elif task.deaths_alone >= DEATHS_ALONE:
                 text = f"the worker of {task.model} died {DEATHS_ALONE} times running this task alone: {why}"
                 self.end(task, Outcome(error=EngineFailed(text)), now)
 
+    def _evacuate_all(self, processor: Processor, now: Milliseconds) -> list[Task]:
+        """All live tasks of the model; nothing of them is left in the worker."""
+        mine = [task for task in self.kernel.table.live() if task.model == processor.model]
+        for task in mine:
+            self._evacuate(processor, task, now)
+        return mine
+
     def _evacuate(self, processor: Processor, task: Task, now: Milliseconds) -> None:
         """Nothing of the task is left in the worker."""
         self._leave(processor, task, now)
-        processor.preparing.pop(task.id, None)
+        processor.stop_preparing(task, now)
         task.start_over()
         if task.state in (State.READY, State.RUNNING, State.NEW):
             task.move(State.BLOCKED, now, "model")
@@ -271,8 +297,9 @@ class Dispatcher:
     def dispatch(self, now: Milliseconds) -> None:
         """Load what is waited for, seat who may run, and renew every lease that needs it."""
         for processor in self.processors():
-            if processor.phase is Phase.UNLOADED and processor.busy:
-                self.kernel.loader.load(processor, now)
+            if processor.phase is Phase.UNLOADED and (processor.busy or processor.wanted):
+                with suppress(LLMasOSError):  # its tasks have heard of it
+                    self.load(processor, now)
             if processor.phase is Phase.LOADED:
                 self._prepare_waiting(processor, now)
                 self._seat(processor, now)
@@ -280,36 +307,59 @@ class Dispatcher:
             if processor.phase is Phase.LOADED:
                 self._lease(processor, now)
 
-    def _prepare_waiting(self, processor: Processor, now: Milliseconds) -> None:
-        """In quarantine only the first suspect is prepared: whoever comes now must not be blamed for it."""
-        while processor.unprepared:
-            task = processor.suspects[0] if processor.suspects else processor.unprepared[0]
-            if task not in processor.unprepared:
+    def load(self, processor: Processor, now: Milliseconds) -> None:
+        """Start loading, if there is room or idle models can be dropped for it; else it is tried again later.
+
+        Raises EngineFailed if no worker can be started: its tasks have ended with that.
+        """
+        try:
+            victims = self.kernel.loader.victims(processor)
+            if victims is None:
                 return
+            for model in victims:
+                self.drop(self.processor(model), now)
+            self.kernel.loader.load(processor, now)
+        except LLMasOSError as error:
+            processor.load_failed = True
+            self._died(processor, error.message, now)
+            raise
+
+    def drop(self, processor: Processor, now: Milliseconds) -> None:
+        """Raises BadRequest if it is busy. Tasks that are suspended in it start over when they are resumed."""
+        self.kernel.loader.drop(processor, now)
+        self._evacuate_all(processor, now)
+
+    def _prepare_waiting(self, processor: Processor, now: Milliseconds) -> None:
+        """In quarantine only the first suspect is prepared, and alone: nobody else must be blamed for it."""
+        while processor.unprepared:
+            suspect = processor.quarantined
+            if suspect and (processor.running or processor.preparing or suspect not in processor.unprepared):
+                return
+            task = suspect or processor.unprepared[0]
             processor.unprepared.remove(task)
             task.preparing = True
             task.move(State.NEW, now)
             processor.preparing[task.id] = task
             processor.prepare_by = processor.prepare_by or Milliseconds(now + PREPARE_MS)
             processor.worker.prepare(task)
-            if processor.suspects:
-                return
 
     def _seat(self, processor: Processor, now: Milliseconds) -> None:
         running = processor.running
         while processor.overcommitted():
             victim = min(running.values(), key=lambda task: (task.priority, -task.order))
             self._preempt(processor, victim, now)
-        for task in [task for task in processor.suspects if task.state is State.READY][:1]:
-            if processor.can_seat(task):
-                self._switch_in(processor, task, now)
-        while not processor.suspects:
+        suspect = processor.quarantined
+        if suspect and suspect.state is State.READY and processor.can_seat(suspect):
+            self._switch_in(processor, suspect, now)
+        while not suspect:
             decision = self.kernel.scheduler.next(processor.ready, list(running.values()), processor, now)
             match decision:
                 case Admit():
                     self._switch_in(processor, self.kernel.table.get(decision.task), now)
                 case Preempt():
-                    self._preempt(processor, self.kernel.table.get(decision.victim), now, by=decision.by)
+                    for loser in decision.victims:
+                        self._preempt(processor, self.kernel.table.get(loser), now, by=decision.by)
+                    self._switch_in(processor, self.kernel.table.get(decision.by), now)
                 case Keep():
                     return
 
@@ -383,7 +433,8 @@ class Dispatcher:
         processor.urgent = False
         processor.quantum = quantum if tasks else None
         processor.lease_until, processor.changed = Milliseconds(now + quantum.time_ms), False
-        processor.expect(now)
+        if processor.expect_by is None:  # else only a report may put it off: grants come also while the worker hangs
+            processor.expect(now)
 
     # ---- who is there
 

@@ -37,7 +37,7 @@ class Loader:
         if processor.phase is not Phase.UNLOADED:
             return
         regions = self.machine.footprint(processor.model)
-        needed, room = sum(region.bytes for region in regions), self.ledger.budget - self._fixed
+        needed, room = sum(region.bytes for region in regions), self.ledger.budget - self._fixed - self._pinned()
         if needed <= room:
             return
         kv = sum(region.bytes for region in regions if region.kind == "kv")
@@ -53,32 +53,34 @@ class Loader:
             },
         )
 
-    def load(self, processor: Processor, now: Milliseconds) -> tuple[ModelId, ...]:
-        """Start loading if there is room, or if dropping idle models makes it; else it is tried again later.
+    def _pinned(self) -> int:
+        """Bytes of loaded models that are never dropped."""
+        pinned = (each for each in self.processors() if each.limits.pinned)
+        return sum(region.bytes for each in pinned for region in each.regions)
 
-        Gives the models that were dropped for it.
-        """
+    def victims(self, processor: Processor) -> tuple[ModelId, ...] | None:
+        """The idle models to drop so that the model can be loaded; None: there is no room now."""
+        return choose_victims(self._needed(processor), self.ledger.free, self._droppable())
+
+    def load(self, processor: Processor, now: Milliseconds) -> None:
+        """Start loading into the room that is there. Raises EngineFailed if no worker can be started."""
         regions = self.machine.footprint(processor.model)
-        needed = Bytes(sum(region.bytes for region in regions))
-        victims = choose_victims(needed, self.ledger.free, self._droppable())
-        if victims is None:
-            return ()
-        for model in victims:
-            self.drop(self._processors[model], now)
         if not self.ledger.charge(*regions):
-            raise Panic(f"Loader.load: {needed} bytes for {processor.model} are not free after dropping {victims}")
+            raise Panic(f"Loader.load: {self._needed(processor)} bytes for {processor.model} are not free")
         processor.regions, processor.phase = regions, Phase.LOADING
         processor.engine = self.machine.load(processor.model)
         processor.expect_by = Milliseconds(now + self.machine.load_timeout(processor.model))
         self._trace.record(now, "model.loading", model=processor.model)
-        return victims
+
+    def _needed(self, processor: Processor) -> Bytes:
+        return Bytes(sum(region.bytes for region in self.machine.footprint(processor.model)))
 
     def loaded(self, event: hal.Loaded, now: Milliseconds) -> None:
         processor = self._processors[event.model]
         if processor.phase is not Phase.LOADING:
             return  # it was dropped meanwhile
         processor.phase, processor.details, processor.expect_by = Phase.LOADED, event.details, None
-        processor.used_at = now
+        processor.used_at, processor.load_failed, processor.wanted = now, False, False
         step, prefill = event.details.get("step_ms"), event.details.get("prefill_ms")
         if isinstance(step, float) and isinstance(prefill, float):
             processor.rates.step_ms, processor.rates.prefill_ms = step, prefill

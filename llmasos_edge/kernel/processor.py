@@ -8,14 +8,14 @@ from typing import Final
 from llmasos_edge.errors import Panic
 from llmasos_edge.kernel.hal import Engine, Limits, Quantum
 from llmasos_edge.kernel.memory.budget import Region
-from llmasos_edge.kernel.scheduling.batch import Rates
+from llmasos_edge.kernel.scheduling.batch import BATCH, Rates
 from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
 from llmasos_edge.kernel.task import State, Task
 from llmasos_edge.kernel.units import Milliseconds, ModelId, SequenceId, TaskId
 
 HEADROOM: Final = 64  # cells a task must find beyond its own tokens to be seated
 GROWTH: Final = 16  # cells each running task must be able to grow by, or one of them is switched out
-PATIENCE_MS: Final = 10_000  # beyond eight times the expected time: a worker without a report is hung
+PATIENCE_MS: Final = 10_000  # beyond three times the expected time: a worker without a report is hung
 PREPARE_MS: Final = 30_000  # the same for a prompt that is being prepared
 
 
@@ -35,6 +35,8 @@ class Processor:
         self.engine: Engine | None = None
         self.regions: tuple[Region, ...] = ()
         self.details: dict[str, object] = {}
+        self.load_failed = False  # the last attempt: the next one is the last
+        self.wanted = False  # to be loaded again although nobody waits for it: it is pinned
         self.ready = ReadyQueue()
         self.running: dict[TaskId, Task] = {}
         self.unprepared: deque[Task] = deque()  # wait for the model to be loaded, or for the quarantine to end
@@ -113,12 +115,8 @@ class Processor:
         return self.quantum is None or self.lease_until - now <= self.quantum.time_ms // 2
 
     def expect(self, now: Milliseconds) -> None:
-        """Set the moment by which the worker must have reported."""
-        if self.quantum is None:
-            self.expect_by = None
-            return
-        expected = self.rates.expected_ms(2, self.quantum.chunk) + self.quantum.time_ms
-        self.expect_by = Milliseconds(int(now + PATIENCE_MS + 8 * expected))
+        """Set the moment by which the worker must have reported: it does so after every long step, and when idle."""
+        self.expect_by = Milliseconds(int(now + PATIENCE_MS + 3 * self.rates.expected_ms(2, BATCH)))
 
     def check_invariants(self) -> None:
         self.ready.check_invariants()

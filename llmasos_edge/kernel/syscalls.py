@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from llmasos_edge.errors import BadRequest, Cancelled, QueueFull, ShuttingDown
+from llmasos_edge.errors import BadRequest, Cancelled, NoMemory, QueueFull, ShuttingDown
 from llmasos_edge.kernel.dispatcher import Dispatcher
 from llmasos_edge.kernel.task import Outcome, State, Submission, Task
 from llmasos_edge.kernel.units import Milliseconds, ModelId, Priority, TaskId
@@ -67,16 +67,19 @@ class Syscalls:
         return task
 
     def load(self, model: ModelId, now: Milliseconds) -> None:
-        """Raises UnknownModel, NoMemory."""
+        """Raises UnknownModel, NoMemory (it can never fit, or not now), EngineFailed (no worker can be started)."""
         processor = self._dispatcher.processor(model)
-        loader = self._dispatcher.kernel.loader
-        loader.check_fits(processor)
+        self._dispatcher.kernel.loader.check_fits(processor)
         if processor.engine is None:
-            loader.load(processor, now)
+            self._dispatcher.load(processor, now)
+        if processor.engine is None:
+            raise NoMemory(
+                f"there is no room for {model} while the models in memory are busy or pinned: try again later"
+            )
 
     def drop(self, model: ModelId, now: Milliseconds) -> None:
         """Raises UnknownModel, BadRequest if it is busy."""
-        self._dispatcher.kernel.loader.drop(self._dispatcher.processor(model), now)
+        self._dispatcher.drop(self._dispatcher.processor(model), now)
 
     def find(self, task_id: TaskId) -> Task | None:
         return self._table.find(task_id)

@@ -1,0 +1,65 @@
+"""What the engine's tests share: the default model, and a 3-layer cut of it that computes a step in milliseconds."""
+
+import ctypes
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llmasos_edge.engine.kv_pool import KvPool
+from llmasos_edge.engine.llama import L, LlamaModel, set_fields
+from llmasos_edge.engine.protocol import CONTROL_PAGE, Load
+from llmasos_edge.kernel.units import ModelId
+
+LAYERS, KEPT = 30, 3
+ARENA = 32 << 20
+MakePool = Callable[..., KvPool]
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """SmolLM2-135M, where `./run` has put it."""
+    return Path(os.environ["LLMASOS_MODELS"]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def tiny(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its first layers: the same vocabulary and template, and nonsense for answers."""
+    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+    pruned = (ctypes.c_int32 * (LAYERS - KEPT + 1))(*range(KEPT, LAYERS), -1)
+    parameters = set_fields(
+        L.llama_model_quantize_default_params(),
+        only_copy=True,
+        prune_layers=ctypes.cast(pruned, ctypes.POINTER(ctypes.c_int32)),
+    )
+    assert L.llama_model_quantize(bytes(default_model), bytes(path), ctypes.byref(parameters)) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(tiny: Path) -> Iterator[LlamaModel]:
+    """The cut, loaded once."""
+    model = LlamaModel(tiny)
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def make_pool(model: LlamaModel, tiny: Path) -> Iterator[MakePool]:
+    """Makes KV pools whose arena is a memfd, as a worker has them."""
+    memfd = os.memfd_create("arena")
+    os.ftruncate(memfd, CONTROL_PAGE + ARENA)
+    arena = mmap.mmap(memfd, CONTROL_PAGE + ARENA)
+    pools: list[KvPool] = []
+
+    def make(cells: int = 1024, *, sequences: int = 4, exact: bool = False, kv: str = "q8_0") -> KvPool:
+        load = Load(ModelId("tiny"), str(tiny), cells, cells, sequences, kv, exact, 1)
+        pools.append(KvPool(model, load, arena))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.context.close()
+    os.close(memfd)

@@ -1,0 +1,27 @@
+"""A context with so many sequences and cells, as policies see it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
+from llmasos_edge.kernel.task import Task
+
+
+@dataclass
+class FakeRoom:
+    """`running` is shared with the test that changes it."""
+
+    sequences: int
+    cells: int = 1 << 20
+    running: list[Task] = field(default_factory=list)
+
+    def can_seat(self, task: Task, without: Sequence[Task] = ()) -> bool:
+        left = [other for other in self.running if other not in without]
+        return len(left) < self.sequences and task.tokens + sum(other.tokens for other in left) <= self.cells
+
+
+def queue(*tasks: Task) -> ReadyQueue:
+    ready = ReadyQueue()
+    for task in tasks:
+        ready.put(task)
+    return ready

@@ -1,0 +1,115 @@
+"""A state machine over the whole kernel: any calls, faults and pauses, and every task ends exactly once."""
+
+from contextlib import suppress
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from llmasos_edge.engine.simulated import Fault, SimulatedModel, SimulatedProgram
+from llmasos_edge.errors import BadRequest, NoMemory
+from llmasos_edge.kernel.scheduling.policies import POLICIES
+from llmasos_edge.kernel.task import State, Task
+from llmasos_edge.kernel.units import Bytes, ModelId, Priority
+from tests.kernel.nodes import MIB, CheckedSimulation, is_ok, limits
+
+NAMES = [ModelId(name) for name in ("a", "b", "c")]
+MODEL = SimulatedModel(limits(context=300, cells=500, sequences=3), weights=Bytes(20 * MIB), load_ms=50)
+programs = st.builds(
+    SimulatedProgram,
+    prompt=st.integers(1, 310),
+    answer=st.integers(0, 80),
+    preparing=st.sampled_from([None] * 12 + list(Fault)),
+    running=st.sampled_from([None] * 12 + list(Fault)),
+    fault_at=st.integers(0, 20),
+)
+
+
+class KernelMachine(RuleBasedStateMachine):
+    """Three models of which two fit at a time, three sequences each, and an arena that fills up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.simulation = CheckedSimulation(dict.fromkeys(NAMES, MODEL))
+        self.tasks: list[Task] = []
+
+    @initialize(
+        policy=st.sampled_from(sorted(POLICIES)),
+        arena=st.sampled_from([1, 60, 1024]),
+        cores=st.integers(1, 4),
+        latency=st.sampled_from([0.0, 3.0, 60.0]),
+    )
+    def boot(self, policy: str, arena: int, cores: int, latency: float) -> None:
+        self.simulation = CheckedSimulation(
+            dict.fromkeys(NAMES, MODEL),
+            policy=policy,
+            cores=cores,
+            budget=Bytes(50 * MIB),
+            arena=Bytes(arena * 4096),
+            latency_ms=latency,
+        )
+
+    @rule(
+        program=programs,
+        model=st.sampled_from(NAMES),
+        priority=st.sampled_from(Priority),
+        session=st.sampled_from([None, None, "s", "t"]),
+        deadline_ms=st.one_of(st.none(), st.none(), st.integers(0, 5000)),
+        count=st.integers(1, 4),
+    )
+    def submit(self, program: SimulatedProgram, count: int, **fields: Any) -> None:
+        self.tasks += [self.simulation.submit(program, max_tokens=60, **fields) for _ in range(count)]
+
+    @rule(ms=st.sampled_from([0, 1, 9, 11, 40, 150, 400, 3000]))
+    def wait(self, ms: int) -> None:
+        self.simulation.run(ms)
+
+    @precondition(lambda self: any(task.live for task in self.tasks))
+    @rule(data=st.data())
+    def call(self, data: st.DataObject) -> None:
+        task = data.draw(st.sampled_from([task for task in self.tasks if task.live]))
+        name = data.draw(st.sampled_from(["cancel", "suspend", "resume", "renice"]))
+        more = [data.draw(st.sampled_from(Priority))] if name == "renice" else []
+        self.simulation.do(getattr(self.simulation.syscalls, name), task.id, *more)
+
+    @rule(model=st.sampled_from(NAMES))
+    def kill_worker(self, model: ModelId) -> None:
+        if model in self.simulation.machine.engines:
+            self.simulation.machine.engines[model].die("killed by SIGKILL")
+
+    @rule(model=st.sampled_from(NAMES), fault=st.sampled_from([None, *Fault]))
+    def break_file(self, model: ModelId, fault: Fault | None) -> None:
+        self.simulation.machine.loading_faults.pop(model, None)
+        if fault is not None:
+            self.simulation.machine.loading_faults[model] = fault
+
+    @rule(model=st.sampled_from(NAMES))
+    def load_model(self, model: ModelId) -> None:
+        with suppress(NoMemory):
+            self.simulation.do(self.simulation.syscalls.load, model)
+
+    @rule(model=st.sampled_from(NAMES))
+    def drop_model(self, model: ModelId) -> None:
+        try:
+            self.simulation.do(self.simulation.syscalls.drop, model)
+        except BadRequest:
+            assert self.simulation.dispatcher.processor(model).busy
+
+    def teardown(self) -> None:
+        """Who was suspended may go on, and then everybody comes to an end."""
+        while any(task.live for task in self.tasks):
+            for task in self.tasks:
+                if task.state is State.SUSPENDED:
+                    self.simulation.do(self.simulation.syscalls.resume, task.id)
+            self.simulation.run()
+        self.simulation.settle()
+        assert sorted(task.id for task in self.tasks) == sorted(task.id for task in self.simulation.transcript.ends)
+        for task in self.tasks:
+            assert task.outcome is not None
+            if task.outcome.finish_reason == "stop":
+                assert is_ok(self.simulation, task)
+
+
+TestKernel = KernelMachine.TestCase
+TestKernel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
