@@ -29,7 +29,7 @@ from llmasos_edge.engine.protocol import Answer, Command
 from llmasos_edge.errors import ConfigError, LLMasOSError, ShuttingDown
 from llmasos_edge.ipc.control import ControlServer
 from llmasos_edge.kernel import hal
-from llmasos_edge.kernel.dispatcher import Dispatcher, Kernel, task_counts
+from llmasos_edge.kernel.dispatcher import Dispatcher, Kernel
 from llmasos_edge.kernel.loader import Loader
 from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.memory.budget import Ledger, Region
@@ -341,7 +341,7 @@ class Node:
             "broker": self.link.broker(),
             "models": models,
             "apps": [row["name"] for row in self.apps.listing()],
-            "tasks": dict(task_counts(self.kernel.table)),
+            "tasks": self.kernel.table.counts(),
             "state_dir": str(self._places.state.absolute()),
         }
 

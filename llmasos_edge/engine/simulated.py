@@ -1,7 +1,7 @@
-"""The simulated engine: workers and a machine that obey as real ones do, without models, threads or a wall clock."""
+"""The simulated engine: a worker that obeys as a real one does, without a model, a thread or a wall clock."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -10,15 +10,13 @@ from typing import Final
 
 from llmasos_edge.errors import Panic
 from llmasos_edge.kernel import hal
-from llmasos_edge.kernel.memory.budget import Region
 from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.task import Task
-from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, SequenceId, TaskId, Tokens
+from llmasos_edge.kernel.units import Bytes, ModelId, SequenceId, TaskId, Tokens
 
 REPORT_EVERY_MS: Final = 40  # as the real stepper: but a first token, an end or an abort is told at once
 STEP_TOKENS: Final = 512
 STATE_HEADER: Final = 1024  # bytes of a saved state beside its cells
-LOAD_TIMEOUT: Final = Milliseconds(60_000)
 Deliver = Callable[[ModelId, hal.Event], None]
 
 
@@ -373,50 +371,3 @@ class SimulatedEngine:
 
     def _send(self, event: hal.Event) -> None:
         self._deliver(self._name, event)
-
-
-class SimulatedMachine:
-    """Workers on one timeline. What they say reaches `deliver` after `latency_ms`, in order."""
-
-    def __init__(
-        self,
-        models: Mapping[ModelId, SimulatedModel],
-        timeline: Timeline,
-        deliver: Deliver,
-        cores: int = 2,
-        latency_ms: float = 0.0,
-    ) -> None:
-        self.cores = cores
-        self.engines: dict[ModelId, SimulatedEngine] = {}
-        self.loading_faults: dict[ModelId, Fault] = {}  # what befalls workers that are started from now on
-        self._models, self._timeline, self._receive, self._latency_ms = models, timeline, deliver, latency_ms
-
-    def limits(self, model: ModelId) -> hal.Limits | None:
-        return self._models[model].limits if model in self._models else None
-
-    def footprint(self, model: ModelId) -> tuple[Region, ...]:
-        found = self._models[model]
-        kv = Bytes(found.limits.cells * found.limits.cell_bytes)
-        return Region(f"{model} weights", "weights", found.weights), Region(f"{model} kv", "kv", kv)
-
-    def load_timeout(self, model: ModelId) -> Milliseconds:
-        return LOAD_TIMEOUT
-
-    def load(self, model: ModelId) -> SimulatedEngine:
-        engine = SimulatedEngine(model, self._models[model], self._timeline, self._deliver)
-        self.engines[model] = engine
-        fault, load_ms = self.loading_faults.get(model), self._models[model].load_ms
-        if fault is None:
-            self._timeline.plan(load_ms, partial(self._loaded, model, engine))
-        elif fault is Fault.DIE:
-            self._timeline.plan(load_ms, partial(engine.die, "its file is broken"))
-        return engine
-
-    def _loaded(self, model: ModelId, engine: SimulatedEngine) -> None:
-        if engine.alive:
-            found = self._models[model]
-            details: dict[str, object] = {"step_ms": found.step_ms, "prefill_ms": found.prefill_ms}
-            self._deliver(model, hal.Loaded(model, details))
-
-    def _deliver(self, model: ModelId, event: hal.Event) -> None:
-        self._timeline.plan(self._latency_ms, partial(self._receive, model, event))

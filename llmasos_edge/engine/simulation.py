@@ -1,9 +1,10 @@
-"""A simulation: the whole kernel on simulated engines and a manual clock, run from event to event."""
+"""A simulation: a machine of simulated engines, and the whole kernel on it, run from event to event."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, TypeVar
 
-from llmasos_edge.engine.simulated import SimulatedMachine, SimulatedModel, SimulatedProgram, Timeline
+from llmasos_edge.engine.simulated import Deliver, Fault, SimulatedEngine, SimulatedModel, SimulatedProgram, Timeline
 from llmasos_edge.errors import Panic
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.dispatcher import Dispatcher, Kernel
@@ -21,7 +22,55 @@ from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId, Pr
 CLIENT: Final = ClientId("simulation")
 TARGETS: Final = Targets(quantum_ms=Milliseconds(200), decode_ms=Milliseconds(150))
 ENDLESS_MS: Final = 86_400_000.0  # a simulation that goes on for a day longer will not end
+LOAD_TIMEOUT: Final = Milliseconds(60_000)
 T = TypeVar("T")
+
+
+class SimulatedMachine:
+    """Workers on one timeline. What they say reaches `deliver` after `latency_ms`, in order."""
+
+    def __init__(
+        self,
+        models: Mapping[ModelId, SimulatedModel],
+        timeline: Timeline,
+        deliver: Deliver,
+        cores: int = 2,
+        latency_ms: float = 0.0,
+    ) -> None:
+        self.cores = cores
+        self.engines: dict[ModelId, SimulatedEngine] = {}
+        self.loading_faults: dict[ModelId, Fault] = {}  # what befalls workers that are started from now on
+        self._models, self._timeline, self._receive, self._latency_ms = models, timeline, deliver, latency_ms
+
+    def limits(self, model: ModelId) -> hal.Limits | None:
+        return self._models[model].limits if model in self._models else None
+
+    def footprint(self, model: ModelId) -> tuple[Region, ...]:
+        found = self._models[model]
+        kv = Bytes(found.limits.cells * found.limits.cell_bytes)
+        return Region(f"{model} weights", "weights", found.weights), Region(f"{model} kv", "kv", kv)
+
+    def load_timeout(self, model: ModelId) -> Milliseconds:
+        return LOAD_TIMEOUT
+
+    def load(self, model: ModelId) -> SimulatedEngine:
+        engine = SimulatedEngine(model, self._models[model], self._timeline, self._deliver)
+        self.engines[model] = engine
+        fault, load_ms = self.loading_faults.get(model), self._models[model].load_ms
+        if fault is None:
+            self._timeline.plan(load_ms, partial(self._loaded, model, engine))
+        elif fault is Fault.DIE:
+            self._timeline.plan(load_ms, partial(engine.die, "its file is broken"))
+        return engine
+
+    def _loaded(self, model: ModelId, engine: SimulatedEngine) -> None:
+        if engine.alive:
+            found = self._models[model]
+            details: dict[str, object] = {"step_ms": found.step_ms, "prefill_ms": found.prefill_ms}
+            self._deliver(model, hal.Loaded(model, details))
+
+    def _deliver(self, model: ModelId, event: hal.Event) -> None:
+        self._timeline.plan(self._latency_ms, partial(self._receive, model, event))
 
 
 class Transcript:

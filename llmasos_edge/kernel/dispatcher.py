@@ -1,9 +1,8 @@
 """The dispatcher: hears what happened, asks the policy, and makes it so; the only caller of hal."""
 
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Final
 
@@ -17,21 +16,21 @@ from llmasos_edge.errors import (
     from_wire,
 )
 from llmasos_edge.kernel import hal
+from llmasos_edge.kernel.leases import Leases
 from llmasos_edge.kernel.loader import Loader
 from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.processor import PREPARE_MS, Phase, Processor
-from llmasos_edge.kernel.scheduling.batch import Targets, compose
+from llmasos_edge.kernel.scheduling.batch import Targets
 from llmasos_edge.kernel.scheduling.scheduler import Admit, Keep, Preempt, Scheduler
 from llmasos_edge.kernel.task import Outcome, State, Task
 from llmasos_edge.kernel.task_table import TaskTable
 from llmasos_edge.kernel.trace import Trace
-from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId, SessionId, TaskId, Tokens
+from llmasos_edge.kernel.turns import Turns
+from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, TaskId, Tokens
 
 DEATHS_ALONE: Final = 2  # then a task is what kills the worker
-WORTH_ABORTING_MS: Final = 30.0  # a step shorter than this is waited for
 PARK_MARGIN: Final = 4096  # bytes of a saved state beside its cells
-Turn = tuple[ClientId, SessionId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,8 @@ class Dispatcher:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel: Final = kernel
-        self._turns: dict[Turn, deque[Task]] = {}
+        self._turns = Turns()
+        self._leases = Leases(kernel.loader, kernel.targets, kernel.trace)
         self._deadlines: list[tuple[Milliseconds, TaskId]] = []
 
     # ---- tasks come and go
@@ -62,14 +62,11 @@ class Dispatcher:
         if task.deadline_at is not None:
             heappush(self._deadlines, (task.deadline_at, task.id))
         self.processor(task.model).live += 1
-        turn = _turn(task)
-        if turn is not None:
-            line = self._turns.setdefault(turn, deque())
-            line.append(task)
-            if line[0] is not task:
-                task.move(State.BLOCKED, now, "session")
-                return
-        self.prepare(task, now)
+        self._turns.enter(task)
+        if self._turns.is_first(task):
+            self.prepare(task, now)
+        else:
+            task.move(State.BLOCKED, now, "session")
 
     def prepare(self, task: Task, now: Milliseconds) -> None:
         processor = self.processor(task.model)
@@ -99,7 +96,9 @@ class Dispatcher:
         error = outcome.error
         self.kernel.trace.record(now, "task.ended", task=task.id, outcome=error.code if error else "ok")
         self.kernel.userland.ended(task)
-        self._next_turn(task, now)
+        following = self._turns.leave(task)
+        if following is not None and following.state is State.BLOCKED:
+            self.prepare(following, now)
 
     def _leave(self, processor: Processor, task: Task, now: Milliseconds) -> None:
         """Take the task off the queue that it is on, and free what it holds but its tokens."""
@@ -113,18 +112,6 @@ class Dispatcher:
             self.kernel.arena.free(task.parked)
             task.parked = None
 
-    def _next_turn(self, task: Task, now: Milliseconds) -> None:
-        turn = _turn(task)
-        if turn is None:
-            return
-        line = self._turns[turn]
-        first = line[0] is task
-        line.remove(task)
-        if not line:
-            del self._turns[turn]
-        elif first and line[0].state is State.BLOCKED:
-            self.prepare(line[0], now)
-
     def suspend(self, task: Task, now: Milliseconds) -> None:
         """Its tokens stay; its KV state is parked if it ran and there is room."""
         processor = self.processor(task.model)
@@ -137,8 +124,7 @@ class Dispatcher:
         task.move(State.SUSPENDED, now)
 
     def resume(self, task: Task, now: Milliseconds) -> None:
-        turn = _turn(task)
-        if turn is not None and self._turns[turn][0] is not task:
+        if not self._turns.is_first(task):
             task.move(State.BLOCKED, now, "session")
         elif task.prepared:
             task.move(State.READY, now)
@@ -303,9 +289,7 @@ class Dispatcher:
             if processor.phase is Phase.LOADED:
                 self._prepare_waiting(processor, now)
                 self._seat(processor, now)
-        for processor in sorted(self.processors(), key=lambda each: each.lease_until):
-            if processor.phase is Phase.LOADED:
-                self._lease(processor, now)
+        self._leases.renew(now)
 
     def load(self, processor: Processor, now: Milliseconds) -> None:
         """Start loading, if there is room or idle models can be dropped for it; else it is tried again later.
@@ -391,51 +375,6 @@ class Dispatcher:
         if extent is None:
             task.computed = Tokens(0)
 
-    def _interrupt(self, processor: Processor, now: Milliseconds) -> None:
-        """Abort the step in hand if it is a long one, and never twice before a step has completed.
-
-        After the new lease is sent: the boundary that the abort makes must find it.
-        """
-        if processor.quantum is None or processor.interrupted:
-            return
-        prefill = sum(slot.prefill for slot in processor.quantum.slots if slot.prefill > 1)
-        if processor.rates.expected_ms(1, min(prefill, processor.quantum.chunk)) >= WORTH_ABORTING_MS:
-            processor.interrupted = True
-            processor.worker.interrupt()
-            self.kernel.trace.record(now, "step.aborted", model=processor.model)
-
-    def _lease(self, processor: Processor, now: Milliseconds) -> None:
-        """Cores are a ledger: at most one lease a core, and all leases share the cores."""
-        active = [each for each in self.processors() if each.quantum is not None]
-        waiting = [each for each in self.processors() if each.quantum is None and each.running]
-        cores = self.kernel.loader.machine.cores
-        threads = max(1, cores // max(1, len({*active, *waiting})))
-        current = processor.quantum
-        if current is None and (not processor.running or len(active) >= cores):
-            return
-        crowded = len(active) + len(waiting) > cores
-        if current is not None:
-            renew = bool(processor.running) and processor.lease_ends_soon(now) and not crowded
-            if not (renew or processor.changed or current.threads != threads):
-                return
-        targets = self.kernel.targets
-        if current is not None and crowded:  # another model waits for the core: the lease may change, not grow
-            targets = replace(targets, quantum_ms=Milliseconds(max(0, processor.lease_until - now)))
-        self._grant(processor, targets, threads, now)
-
-    def _grant(self, processor: Processor, targets: Targets, threads: int, now: Milliseconds) -> None:
-        processor.numbers += 1
-        tasks = list(processor.running.values())
-        quantum = compose(processor.numbers, tasks, processor.cells_free, processor.rates, targets, threads)
-        processor.worker.grant(quantum)
-        if processor.urgent:
-            self._interrupt(processor, now)
-        processor.urgent = False
-        processor.quantum = quantum if tasks else None
-        processor.lease_until, processor.changed = Milliseconds(now + quantum.time_ms), False
-        if processor.expect_by is None:  # else only a report may put it off: grants come also while the worker hangs
-            processor.expect(now)
-
     # ---- who is there
 
     def processor(self, model: ModelId) -> Processor:
@@ -455,16 +394,3 @@ class Dispatcher:
         self.kernel.loader.ledger.check_invariants()
         for processor in self.processors():
             processor.check_invariants()
-
-
-def _turn(task: Task) -> Turn | None:
-    session = task.submission.session
-    return None if session is None else (task.submission.client, session)
-
-
-def task_counts(table: TaskTable) -> Mapping[str, int]:
-    """How many tasks are in each state."""
-    counts = {state.name: 0 for state in State}
-    for task in table:
-        counts[task.state.name] += 1
-    return counts

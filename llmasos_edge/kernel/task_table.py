@@ -29,6 +29,13 @@ class TaskTable:
     def live_count(self) -> int:
         return self._live
 
+    def counts(self) -> dict[str, int]:
+        """How many tasks are in each state."""
+        counts = {state.name: 0 for state in State}
+        for task in self:
+            counts[task.state.name] += 1
+        return counts
+
     def make(self, submission: Submission, now: Milliseconds) -> Task:
         """A task in state NEW; its id is unique over restarts."""
         self._made += 1
