@@ -20,6 +20,7 @@ from llmasos_edge.services import monitor
 
 if TYPE_CHECKING:
     from llmasos_edge.api.calls import Json
+    from llmasos_edge.config.node import MqttConfig
     from llmasos_edge.daemon.node import Node
     from llmasos_edge.kernel.trace import TraceEvent
     from llmasos_edge.kernel.units import Milliseconds
@@ -54,10 +55,26 @@ class Link:
     # ---- the broker of our own
 
     def start_broker(self) -> None:
-        """On the main thread. Raises ConfigError: mosquitto is missing, or its port is taken."""
-        if self._config is not None and self._config.managed:
-            self._broker = ManagedBroker(self._node.state_dir / "broker", self._config.port)
+        """On the main thread; nothing is connected yet.
+
+        Raises ConfigError: mosquitto is missing, its port is taken, or a password or an authority can't be read.
+        """
+        config, node = self._config, self._node
+        if config is not None and config.managed:
+            self._broker = ManagedBroker(node.state_dir / "broker", config.port)
             self._broker.start()
+        self._server = MqttServer(
+            door=node.door,
+            calls=node.calls,
+            journal=node.journal,
+            security=node.security,
+            topics=self.topics,
+            publisher=self._connected_port,
+            post=node.loop.post,
+        )
+        if config is not None:
+            handlers = Handlers(self._server.on_request, self._on_message, self._on_link)
+            self._port = MqttPort(self._endpoint(config), self.topics, handlers, encode(self._status("offline")))
 
     def stop_broker(self) -> None:
         if self._broker is not None:
@@ -71,28 +88,15 @@ class Link:
 
     def start(self) -> None:
         """Connect, and take requests."""
-        node = self._node
-        self._server = MqttServer(
-            door=node.door,
-            calls=node.calls,
-            journal=node.journal,
-            security=node.security,
-            topics=self.topics,
-            publisher=self._connected_port,
-            post=node.loop.post,
-        )
         self.open = True
-        if self._config is None:
-            return
-        handlers = Handlers(self._server.on_request, self._on_message, self._on_link)
-        self._port = MqttPort(self._endpoint(), self.topics, handlers, encode(self._status("offline")))
-        node.apps.start(self._port)
-        node.trace.follow(self._publish_event)
-        self._port.start()
+        if self._port is not None:
+            self._node.apps.start(self._port)
+            self._node.trace.follow(self._publish_event)
+            self._port.start()
 
     def stop(self) -> None:
         """Say that the node has stopped, give out what is queued, and leave."""
-        if self._port is not None:
+        if self._port is not None and self.open:
             self._port.publish(self.topics.status, encode(self._status("stopped")), 1, retain=True)
             self._port.stop()
 
@@ -128,10 +132,7 @@ class Link:
             raise Panic("Link._connected_port: there is no broker")
         return self._port
 
-    def _endpoint(self) -> Endpoint:
-        config = self._config
-        if config is None:
-            raise Panic("Link._endpoint: no mqtt")
+    def _endpoint(self, config: MqttConfig) -> Endpoint:
         port = self._broker.port if self._broker is not None else config.port
         password = None
         if config.password_file is not None:

@@ -49,6 +49,7 @@ class Hardware:
         self._arena, self._programs, self._deliver = arena, programs, deliver
         self._headers: dict[str, GgufHeader] = {}  # by sha256
         self.workers: dict[ModelId, WorkerHost] = {}
+        self.closed = False  # no more workers: those that are there are being stopped
 
     def limits(self, model: ModelId) -> Limits | None:
         """Raises EngineFailed for a file that is no model."""
@@ -78,6 +79,8 @@ class Hardware:
         return Milliseconds(LOAD_BASE_MS + size * LOAD_MS_PER_GIB // (1 << 30))
 
     def load(self, model: ModelId) -> Engine:
+        if self.closed:
+            raise EngineFailed(f"{model} is not loaded: the node is shutting down")
         stored, limits = self._store.find(model), self.limits(model)
         if stored is None or limits is None:
             raise EngineFailed(f"{model} is no longer in the store: `llmasos model pull {model}`")

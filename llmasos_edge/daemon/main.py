@@ -48,7 +48,7 @@ def _until_told(node: Node) -> None:
     signal.set_wakeup_fd(tell)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
-    failed = False
+    status = 0
     try:
         node.start()
         while True:
@@ -61,10 +61,10 @@ def _until_told(node: Node) -> None:
             node.poll()
     except LLMasOSError as error:
         logging.getLogger(__name__).critical("%s", error.message)
-        failed = True
+        status = EX_CONFIG if isinstance(error, ConfigError) else 1
     finally:
         node.stop()
-    sys.exit(1 if failed else 0)
+    sys.exit(status)
 
 
 def _read(pipe: int) -> bytes:

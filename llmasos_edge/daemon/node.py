@@ -97,6 +97,7 @@ class Node:
         self.ready = False
         self._retry_at: Milliseconds | None = None
         self._alive_s = watchdog_interval_s(os.environ)
+        os.environ.pop("NOTIFY_SOCKET", None)  # a child must not speak for us: mosquitto says READY by itself
         self._alive_at = self._metrics_at = monotonic_ms()
 
     def _build(self, store: ModelStore) -> None:
@@ -215,6 +216,8 @@ class Node:
 
     def _open(self) -> None:
         """On the kernel's thread: replay, pinned models, and the door is open."""
+        if self.syscalls.closing:
+            return  # the end came while models were fetched
         if self.link.open:
             self.link.announce()
         else:
@@ -261,7 +264,7 @@ class Node:
         """Callers are told, durable work stays in the journal, and the workers give everything back."""
 
         def close() -> None:
-            self.syscalls.closing = True
+            self.syscalls.closing = self.hardware.closed = True
             now = monotonic_ms()
             for task in tuple(self.kernel.table.live()):
                 error = ShuttingDown(

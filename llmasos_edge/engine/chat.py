@@ -17,6 +17,9 @@ from llmasos_edge.errors import BadRequest, EngineFailed
 
 OPEN, CLOSE = "\ue0f0", "\ue0f1"  # private-use marks around what callers wrote
 LINES_MAX: Final = 300_000  # lines of Python that a template may execute
+TEMPLATE_FAULTS: Final = (  # what a template can raise, besides its own refusals
+    *(TemplateError, TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError, MemoryError),
+)
 PROMPT_MAX: Final = 4 << 20  # characters that a template may render
 CHATML: Final = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -55,7 +58,7 @@ class ChatTemplate:
                 size += len(chunk)
                 if size > PROMPT_MAX:
                     raise BadRequest(f"messages: the chat template renders more than {PROMPT_MAX} characters")
-        except (TemplateError, SecurityError, TypeError, ValueError, OverflowError) as error:
+        except TEMPLATE_FAULTS as error:
             raise BadRequest(f"messages: the model's chat template refuses them: {error}") from error
         finally:
             sys.settrace(None)

@@ -1,6 +1,7 @@
 """The daemon's side of a worker: spawn it, talk to it, tell its death; an Engine for the kernel."""
 
 import contextlib
+import logging
 import mmap
 import os
 import queue
@@ -27,7 +28,8 @@ from llmasos_edge.engine.protocol import (
     SwitchOut,
     send,
 )
-from llmasos_edge.kernel.hal import Died, Quantum
+from llmasos_edge.errors import Internal, LLMasOSError
+from llmasos_edge.kernel.hal import Died, Quantum, Refused
 from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Bytes, ModelId, SequenceId, TaskId
@@ -35,6 +37,7 @@ from llmasos_edge.kernel.units import Bytes, ModelId, SequenceId, TaskId
 # A barrier that spins briefly and then sleeps: as fast alone as libgomp's default (300,000 spins), and seven times
 # faster beside another busy process, which the default waits out one scheduler slice at a time (docs/adr/0007).
 ENVIRONMENT: Final = {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "1000"}
+log = logging.getLogger(__name__)
 EXIT_S: Final = 5.0  # a worker whose socket is closed has so long to go
 Deliver = Callable[[ModelId, Answer | Command], None]
 
@@ -126,11 +129,21 @@ class WorkerHost:
                 if isinstance(command, bool):
                     self._arena[0] = 1
                 elif isinstance(command, Task):
-                    send(self._connection, Prepare(command.id, self._programs(command)))
+                    self._send_prepare(command)
                 else:
                     send(self._connection, command)
             except OSError:
                 return  # the reader sees the same end, and tells of it
+
+    def _send_prepare(self, task: Task) -> None:
+        try:
+            program = self._programs(task)
+        except Exception as error:  # an edge: whatever is wrong with one task's program, the others' go on
+            log.exception("the program of task %s can't be had", task.id)
+            known = error if isinstance(error, LLMasOSError) else Internal(f"{type(error).__name__}: {error}")
+            self._deliver(self._model, Refused(task.id, known.wire()))
+        else:
+            send(self._connection, Prepare(task.id, program))
 
     def _read(self) -> None:
         frames, why = Frames(), ""
@@ -139,7 +152,7 @@ class WorkerHost:
                 for message in frames.feed(data):
                     if isinstance(message, Died):
                         why = message.why
-                    else:
+                    elif not self._stopping:  # else the kernel has forgotten this worker, and may have another
                         self._deliver(self._model, message)
         except OSError:
             pass  # it died with frames of ours unread

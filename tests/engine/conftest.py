@@ -1,4 +1,4 @@
-"""What the engine's tests share: the default model, and a 3-layer cut of it that computes a step in milliseconds."""
+"""What the engine's tests share: a 3-layer cut of the default model, which computes a step in milliseconds."""
 
 import ctypes
 import mmap
@@ -18,24 +18,23 @@ ARENA = 32 << 20
 MakePool = Callable[..., KvPool]
 
 
-@pytest.fixture(scope="session")
-def default_model() -> Path:
-    """SmolLM2-135M, where `./run` has put it."""
-    return Path(os.environ["LLMASOS_MODELS"]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-@pytest.fixture(scope="session")
-def tiny(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its first layers: the same vocabulary and template, and nonsense for answers."""
-    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+def cut_model(path: Path) -> Path:
+    """SmolLM2-135M's first layers, from where `./run` has put it: vocabulary and template, nonsense for answers."""
+    source = Path(os.environ["LLMASOS_MODELS"]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
     pruned = (ctypes.c_int32 * (LAYERS - KEPT + 1))(*range(KEPT, LAYERS), -1)
     parameters = set_fields(
         L.llama_model_quantize_default_params(),
         only_copy=True,
         prune_layers=ctypes.cast(pruned, ctypes.POINTER(ctypes.c_int32)),
     )
-    assert L.llama_model_quantize(bytes(default_model), bytes(path), ctypes.byref(parameters)) == 0
+    assert L.llama_model_quantize(bytes(source), bytes(path), ctypes.byref(parameters)) == 0
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 3-layer model's file."""
+    return cut_model(tmp_path_factory.mktemp("models") / "tiny.gguf")
 
 
 @pytest.fixture(scope="session")
@@ -62,4 +61,5 @@ def make_pool(model: LlamaModel, tiny: Path) -> Iterator[MakePool]:
     yield make
     for pool in pools:
         pool.context.close()
+    arena.close()
     os.close(memfd)

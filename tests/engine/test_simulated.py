@@ -7,13 +7,12 @@ import pytest
 from llmasos_edge.engine.simulated import (
     Fault,
     SimulatedEngine,
-    SimulatedMachine,
     SimulatedModel,
     SimulatedProgram,
     Timeline,
     answer_text,
 )
-from llmasos_edge.engine.simulation import Simulation
+from llmasos_edge.engine.simulation import SimulatedMachine, Simulation
 from llmasos_edge.errors import Panic
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.memory.extent import Extent

@@ -1,8 +1,10 @@
 """Tests of workers that die, hang or can't be loaded: nobody but the culprit pays."""
 
+from dataclasses import replace
+
 import pytest
 
-from llmasos_edge.engine.simulated import Fault, SimulatedProgram
+from llmasos_edge.engine.simulated import Fault, SimulatedModel, SimulatedProgram
 from llmasos_edge.errors import EngineFailed
 from llmasos_edge.kernel.dispatcher import DEATHS_ALONE
 from llmasos_edge.kernel.processor import Phase
@@ -258,7 +260,7 @@ def test_a_worker_that_dies_while_it_loads_is_started_once_more(simulate: Simula
 
 def test_a_pinned_model_is_loaded_again_when_its_idle_worker_dies(simulate: Simulate) -> None:
     """Pinned means that it stays loaded; but a file that is broken by now is not tried for ever."""
-    simulation = simulate({M: model(pinned=True)})
+    simulation = simulate({M: SimulatedModel(replace(model().limits, pinned=True))})
     simulation.do(simulation.syscalls.load, M)
     simulation.run()
     simulation.machine.engines[M].die("killed by SIGKILL")
