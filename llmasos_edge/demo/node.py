@@ -105,7 +105,7 @@ class DemoNode:
 
 
 def _stage(status: dict[str, Any] | None) -> str:
-    if status is None:
+    if status is None or not status["broker"]["port"]:
         return "the daemon starts"
     models = ", ".join(f"{STAGES.get(model['state'], model['state'])} {model['id']}" for model in status["models"])
     return f"the broker listens on port {status['broker']['port']}; {models}"

@@ -1,9 +1,9 @@
 """The KV pool of a worker: sequences, prefixes left by ended tasks, park and restore, and the pool made anew.
 
 llama.cpp fills cells upwards from a head and jumps back as soon as some are freed below it. Restored or batched
-otherwise, a sequence's logits keep their bits only while its cells ascend, so nothing is freed while there is room:
-what tasks leave behind stays as a cache of prefixes, and goes all at once when the pool is full, or is packed when
-nobody runs.
+otherwise, a sequence's logits keep their bits only while its cells ascend, so nothing is freed by itself:
+what tasks leave behind stays as a cache of prefixes, and goes all at once when the pool is full. But every step passes
+over every cell below the head (1,000 cells of others cost 2 % of it), so the pool is packed when too much is waste.
 """
 
 from __future__ import annotations  # array[int] exists for the type checker only
@@ -22,6 +22,7 @@ from llmasos_edge.kernel.memory.extent import Extent
 
 PREFIX_MIN: Final = 16  # tokens: a shorter common prefix is not worth a copy
 PREFIXES: Final = 16  # sequences kept for prefixes of ended tasks
+WASTE: Final = 256  # cells worth packing: some 2 ms for 1,000 tokens in use
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ class KvPool:
                 best, length = prefix, common
         if best is None:
             return 0
+        self._prefixes.remove(best)
+        self._prefixes.append(best)  # the last to be dropped
         length = min(length, len(tokens) - 1)  # the last one is computed again: its logits are wanted
         self.context.copy(best.sequence, sequence, length)
         return length
@@ -85,7 +88,7 @@ class KvPool:
                 self._bury_prefix(self._prefixes[0])
             taken = {prefix.sequence for prefix in self._prefixes}
             free = next(n for n in range(self._load.sequences, self._grave) if n not in taken)
-            self.context.copy(sequence, free)
+            self.context.copy(sequence, free, len(tokens))
             self._prefixes.append(Prefix(free, owner, tokens))
         self.release(sequence)
 
@@ -115,8 +118,7 @@ class KvPool:
         """The sequence's state is no longer wanted."""
         self._live.discard(sequence)
         self._bury(sequence)
-        if not self._live and self._filled > self.context.cells // 2:
-            self._pack()
+        self._pack()
 
     def reclaim(self) -> None:
         """Free all that ended tasks left. An exact model is packed as well, so that cells ascend again."""
@@ -134,16 +136,26 @@ class KvPool:
         self._restart(cells, sorted(self._live))
 
     def _pack(self) -> None:
-        """Nobody runs: the newest prefixes move to the lowest quarter of the cells, and all others are free again."""
+        """If that frees enough, move who runs and the prefixes used last to the lowest cells; all others are free then.
+
+        Cells that sequences share are no longer shared. At most a quarter of the pool is held aside meanwhile.
+        """
+        kept, live, cells = self._worth_keeping(), sorted(self._live), self.context.cells
+        used = sum(len(prefix.tokens) for prefix in kept) + sum(self.context.length(sequence) for sequence in live)
+        if used <= cells // 4 and self._filled - used >= WASTE:
+            self._prefixes = kept
+            self._restart(cells, [*(prefix.sequence for prefix in kept), *live])
+
+    def _worth_keeping(self) -> list[Prefix]:
+        """The prefixes used last, up to an eighth of the cells; the very last one may have a quarter."""
         kept: list[Prefix] = []
-        room = self.context.cells // 4
+        total = 0
         for prefix in reversed(self._prefixes):
-            room -= len(prefix.tokens)
-            if room < 0:
+            total += len(prefix.tokens)
+            if total > self.context.cells // (8 if kept else 4):
                 break
             kept.insert(0, prefix)
-        self._prefixes = kept
-        self._restart(self.context.cells, [prefix.sequence for prefix in kept])
+        return kept
 
     def _restart(self, cells: int, sequences: list[int]) -> None:
         """An empty context but for these sequences, one above the other."""

@@ -142,7 +142,9 @@ class Worker:
             return
         self._stepper.remove(work)
         if work.sequence is not None:
-            self._pool.leave(work.sequence, work.program.owner, work.tokens[: work.computed])
+            # a conversation goes on from its answer, a bare prompt seldom does
+            end = work.computed if work.program.messages is not None else min(work.computed, work.prompt)
+            self._pool.leave(work.sequence, work.program.owner, work.tokens[:end])
         if work.parked is not None:
             self._pool.discard(work.parked[0])
         work.sampler.close()

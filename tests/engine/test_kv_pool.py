@@ -1,0 +1,289 @@
+"""Tests of the KV pool: prefixes found again, parking, the pool made anew, and bits that nobody else's cells change."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import random
+from array import array
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llmasos_edge.engine.kv_pool import PREFIX_MIN, PREFIXES, WASTE, KvPool
+from llmasos_edge.engine.llama import L, LlamaModel
+from llmasos_edge.engine.protocol import CONTROL_PAGE, Load
+from llmasos_edge.errors import EngineFailed
+from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.units import ModelId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    MakePool = Callable[..., KvPool]
+
+EXTENT = Extent(8192, 4 << 20)
+
+
+class Run:
+    """A task: greedy tokens, and the bits of all logits that chose them."""
+
+    def __init__(self, prompt: array[int], count: int, owner: str = "a") -> None:
+        self.tokens, self.prompt, self.count, self.owner = array("i", prompt), prompt, count, owner
+        self.sequence = -1
+        self.computed = self.reused = 0
+        self.bits: list[bytes] = []
+
+    @property
+    def done(self) -> bool:
+        return len(self.tokens) - len(self.prompt) >= self.count
+
+
+def begin(pool: KvPool, run: Run, sequence: int) -> Run:
+    run.sequence = sequence
+    run.computed = run.reused = pool.take(sequence, run.owner, run.tokens)
+    return run
+
+
+def step(pool: KvPool, runs: list[Run], chunk: int = 48) -> None:
+    """One batch: a chunk of each prompt, or one token."""
+    parts = [run.tokens[run.computed : run.computed + chunk] for run in runs]
+    entries = [
+        (run.sequence, part, run.computed, run.computed + len(part) == len(run.tokens))
+        for run, part in zip(runs, parts, strict=True)
+    ]
+    assert pool.decode(entries) == 0
+    index = -1
+    for run, part, entry in zip(runs, parts, entries, strict=True):
+        index += len(part)
+        run.computed += len(part)
+        if entry[3]:
+            row = L.llama_get_logits_ith(pool.context.pointer, index)
+            run.bits.append(ctypes.string_at(row, pool_vocabulary(pool) * 4))
+            values = array("f", run.bits[-1])
+            run.tokens.append(values.index(max(values)))
+
+
+def pool_vocabulary(pool: KvPool) -> int:
+    return pool._model.vocabulary_size
+
+
+def finish(pool: KvPool, run: Run) -> Run:
+    while not run.done:
+        step(pool, [run])
+    return run
+
+
+def leave(pool: KvPool, run: Run) -> None:
+    pool.leave(run.sequence, run.owner, run.tokens[: run.computed])
+
+
+def words(choice: random.Random, count: int) -> array[int]:
+    return array("i", (choice.randrange(1000, 20000) for _ in range(count)))
+
+
+def undisturbed(make_pool: MakePool, run: Run) -> list[bytes]:
+    """The same run, alone in a pool of its own."""
+    pool = make_pool(512)
+    return finish(pool, begin(pool, Run(run.prompt, run.count), 0)).bits
+
+
+PROMPT = words(random.Random(1), 40)
+
+
+def test_a_prefix_is_computed_once(make_pool: MakePool) -> None:
+    """What an ended task computed is found by its owner's next prompt, all but the last token."""
+    pool = make_pool()
+    leave(pool, finish(pool, begin(pool, Run(PROMPT, 4), 0)))
+    longer = begin(pool, Run(PROMPT + words(random.Random(2), 9), 3), 1)
+    assert longer.reused == len(PROMPT)
+    assert finish(pool, longer).bits == undisturbed(make_pool, longer)
+    assert pool.take(2, "a", PROMPT) == len(PROMPT) - 1
+
+
+def test_prefixes_belong_to_their_owner(make_pool: MakePool) -> None:
+    """Nobody can find out, by its speed, what another one has asked."""
+    pool = make_pool()
+    leave(pool, finish(pool, begin(pool, Run(PROMPT, 4, "alice"), 0)))
+    assert pool.take(1, "bob", PROMPT) == 0
+
+
+def test_short_prefixes_are_not_worth_a_copy(make_pool: MakePool) -> None:
+    """Below PREFIX_MIN tokens nothing is kept or shared."""
+    pool = make_pool()
+    leave(pool, finish(pool, begin(pool, Run(PROMPT[: PREFIX_MIN - 3], 2), 0)))
+    assert pool.take(1, "a", PROMPT) == 0
+    leave(pool, finish(pool, begin(pool, Run(PROMPT, 2, "b"), 2)))
+    assert pool.take(3, "b", PROMPT[: PREFIX_MIN - 1] + PROMPT[:9]) == 0
+
+
+def test_old_prefixes_make_room_for_new_ones(make_pool: MakePool) -> None:
+    """The list is bounded, and a conversation's next turn replaces the one before it."""
+    pool = make_pool(2048)
+    for turn in range(PREFIXES + 3):
+        leave(pool, finish(pool, begin(pool, Run(PROMPT[:20] + array("i", [turn + 5] * 4), 2), 0)))
+    assert len(pool._prefixes) == PREFIXES
+    before = len(pool._prefixes)
+    grown = Run(pool._prefixes[-1].tokens + PROMPT, 2)
+    leave(pool, finish(pool, begin(pool, grown, 1)))
+    assert len(pool._prefixes) == before
+    assert len({prefix.sequence for prefix in pool._prefixes}) == before
+
+
+@pytest.mark.parametrize(("cells", "exact"), [(4096, False), (512, True)])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_nobody_changes_anothers_bits(make_pool: MakePool, cells: int, exact: bool, seed: int) -> None:
+    """Tasks come and go, share prefixes, and are batched in all mixes: the logits of each are those of a run alone.
+
+    So it is while the pool is not full; an exact model pays for it when it is.
+    """
+    choice, pool = random.Random(seed), make_pool(cells, sequences=6, exact=exact)
+    base = words(choice, 40)
+    waiting = [
+        Run(base[: choice.choice([0, 20, 40])] + words(choice, choice.randrange(3, 50)), choice.randrange(2, 20))
+        for _ in range(12)
+    ]
+    free, live, ended = list(range(6)), list[Run](), list[Run]()
+    while waiting or live:
+        if waiting and free and (not live or choice.random() < 0.3):
+            live.append(begin(pool, waiting.pop(), free.pop(0)))
+        step(pool, live)
+        for run in [run for run in live if run.done]:
+            live.remove(run)
+            leave(pool, run)
+            free.append(run.sequence)
+            ended.append(run)
+    assert sum(run.reused for run in ended) > 0
+    assert [run.bits == undisturbed(make_pool, run) for run in ended] == [True] * 12
+
+
+@pytest.mark.parametrize("cells", [1024, 4096])
+def test_conversations_one_after_another_keep_their_bits(make_pool: MakePool, cells: int) -> None:
+    """With nobody else running, prefixes are reused turn by turn, and no turn lands below its prefix."""
+    choice, pool = random.Random(5), make_pool(cells)
+    talks = [words(choice, 25) for _ in range(8)]
+    reused = 0
+    for turn in range(24):
+        talk = choice.randrange(len(talks))
+        run = finish(pool, begin(pool, Run(talks[talk] + words(choice, 8), 4), turn % 4))
+        leave(pool, run)
+        assert run.bits == undisturbed(make_pool, run)
+        talks[talk], reused = run.tokens, reused + run.reused
+    assert reused > 0
+
+
+def test_waste_is_packed_beside_who_runs(make_pool: MakePool) -> None:
+    """Cells of ended tasks do not pile up, the prefix used last stays, and a task that runs keeps its bits."""
+    choice, pool = random.Random(11), make_pool(2048)
+    runs = begin(pool, Run(words(choice, 60), 30, "long"), 0)
+    leave(pool, finish(pool, begin(pool, Run(PROMPT, 2), 1)))
+    for turn in range(25):
+        leave(pool, finish(pool, begin(pool, Run(words(choice, 90), 2, f"{turn}"), 2)))
+        again = begin(pool, Run(PROMPT + words(choice, 3), 1), 3)
+        assert again.reused == len(PROMPT)
+        leave(pool, finish(pool, again))
+        step(pool, [runs], chunk=60)
+        assert pool._filled < 2048 // 8 + WASTE + 2 * (90 + 60)
+    finish(pool, runs)
+    assert runs.bits == undisturbed(make_pool, runs)
+
+
+def test_only_what_is_left_is_kept(make_pool: MakePool) -> None:
+    """A task may leave less than it computed: no more is found again."""
+    pool = make_pool()
+    run = finish(pool, begin(pool, Run(PROMPT, 9), 0))
+    pool.leave(0, "a", run.tokens[: len(PROMPT)])
+    assert pool.take(1, "a", run.tokens) == len(PROMPT)
+
+
+def test_a_full_pool_frees_what_ended_tasks_left(make_pool: MakePool) -> None:
+    """Prefixes and buried cells give way to a task that needs them, for a step and for a restore."""
+    pool = make_pool(256)
+    parked = finish(pool, begin(pool, Run(PROMPT, 2), 3))
+    size = pool.park(3, EXTENT)
+    for turn in range(3):
+        leave(pool, finish(pool, begin(pool, Run(words(random.Random(turn), 50), 2, f"{turn}"), 0)))
+    assert pool.restore(3, EXTENT, size)
+    step(pool, [parked])
+    big = begin(pool, Run(words(random.Random(9), 180), 2, "big"), 1)
+    finish(pool, big)
+    assert not pool._prefixes
+
+
+def test_more_than_the_pool_holds_is_a_status(make_pool: MakePool) -> None:
+    """When all cells are held by live sequences, there is nothing to free."""
+    pool = make_pool(256)
+    finish(pool, begin(pool, Run(words(random.Random(3), 200), 1), 0))
+    pool.take(1, "a", PROMPT)
+    assert pool.decode([(1, words(random.Random(4), 100), 0, True)]) == 1
+
+
+def test_park_and_restore_change_nothing(make_pool: MakePool) -> None:
+    """Parked in the middle, and restored into another sequence beside another task."""
+    pool = make_pool()
+    run = begin(pool, Run(PROMPT, 12), 0)
+    for _ in range(5):
+        step(pool, [run])
+    size = pool.park(0, EXTENT)
+    other = begin(pool, Run(words(random.Random(6), 30), 9, "b"), 0)
+    step(pool, [other])
+    assert pool.restore(2, EXTENT, size)
+    run.sequence = 2
+    while not run.done:
+        step(pool, [run, other])
+    assert run.bits == undisturbed(make_pool, run)
+
+
+def test_a_state_that_does_not_fit_its_extent_is_lost(make_pool: MakePool) -> None:
+    """Nothing is written, the sequence is let go of, and 0 says so."""
+    pool = make_pool()
+    finish(pool, begin(pool, Run(PROMPT, 2), 0))
+    assert pool.park(0, Extent(0, 4096)) == 0
+    assert pool.context.length(0) == 0
+
+
+@pytest.mark.parametrize("cells", [1024, 512, 2048])
+def test_a_pool_made_anew_changes_nothing(make_pool: MakePool, cells: int) -> None:
+    """With the same, fewer or more cells, every sequence goes on with the same bits."""
+    pool = make_pool(1024)
+    runs = [begin(pool, Run(words(random.Random(n), 20 + n), 8, f"{n}"), n) for n in range(3)]
+    for _ in range(3):
+        step(pool, runs)
+    pool.rebuild(cells)
+    assert pool.context.cells == cells
+    while not runs[0].done:
+        step(pool, runs)
+    assert [run.bits == undisturbed(make_pool, run) for run in runs] == [True] * 3
+
+
+def test_a_pool_too_small_for_its_sequences_fails(make_pool: MakePool) -> None:
+    """A resize below what is in use is an error, not a loss."""
+    pool = make_pool(1024)
+    finish(pool, begin(pool, Run(words(random.Random(3), 400), 1), 0))
+    with pytest.raises(EngineFailed, match="can't be restored into 256 cells"):
+        pool.rebuild(256)
+
+
+def test_parked_memory_goes_back_to_the_system(model: LlamaModel, tiny: Path) -> None:
+    """The memfd holds pages only while a state is parked."""
+    memfd = os.memfd_create("arena")
+    os.ftruncate(memfd, CONTROL_PAGE + (8 << 20))
+    arena = mmap.mmap(memfd, CONTROL_PAGE + (8 << 20))
+    pool = KvPool(model, Load(ModelId("tiny"), str(tiny), 512, 512, 2, "q8_0", False, 1), arena)
+    finish(pool, begin(pool, Run(PROMPT, 2), 0))
+    before = os.fstat(memfd).st_blocks
+    size = pool.park(0, EXTENT)
+    assert (os.fstat(memfd).st_blocks - before) * 512 >= size > 0
+    assert pool.restore(0, EXTENT, size)
+    assert os.fstat(memfd).st_blocks == before
+    pool.context.close()
+    arena.close()
+    os.close(memfd)
+
+
+def test_too_many_sequences_are_refused(make_pool: MakePool) -> None:
+    """The kernel's, the prefixes' and the grave must be fewer than llama.cpp's 256."""
+    with pytest.raises(EngineFailed, match="at most 239"):
+        make_pool(sequences=240)

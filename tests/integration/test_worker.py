@@ -1,0 +1,405 @@
+"""Tests of a real worker process through its host: leases, interrupts, parking, resizing, and every way to die."""
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from llmasos_edge.engine import host as host_module
+from llmasos_edge.engine.host import WorkerHost
+from llmasos_edge.engine.protocol import (
+    CONTROL_PAGE,
+    Answer,
+    Command,
+    Load,
+    Message,
+    Program,
+    Resize,
+    Resized,
+    Sampling,
+    send,
+)
+from llmasos_edge.kernel.hal import Died, Finished, Loaded, Parked, Prepared, Quantum, Refused, Report, Slot
+from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.task import Submission, Task
+from llmasos_edge.kernel.units import (
+    Bytes,
+    ClientId,
+    Milliseconds,
+    ModelId,
+    Priority,
+    SequenceId,
+    TaskId,
+    Tokens,
+)
+from tests.engine.conftest import cut_model
+
+PATIENCE_S = 60.0
+EXTENT = Extent(4096, 4 << 20)
+LONG = Milliseconds(60_000)
+T = TypeVar("T")
+
+
+class Rig:
+    """A worker with the 3-layer model, and what came from it."""
+
+    def __init__(self, path: Path, context: int = 2048) -> None:
+        self.events: queue.SimpleQueue[Answer | Command] = queue.SimpleQueue()
+        self.seen: list[Answer | Command] = []
+        self._number = 0
+        load = Load(ModelId("tiny"), str(path), context, 4096, 16, "q8_0", False, 1)
+        self.host = WorkerHost(load, Bytes(32 << 20), self._program, lambda _model, event: self.events.put(event))
+
+    def _program(self, task: Task) -> Program:
+        assert isinstance(task.submission.program, Program)
+        return task.submission.program
+
+    def wait(self, kind: type[T], wanted: Callable[[T], bool] = lambda _: True) -> T:
+        """The next event of a kind; others are passed over. The worker must not die meanwhile."""
+        while True:
+            event = self.events.get(timeout=PATIENCE_S)
+            self.seen.append(event)
+            if isinstance(event, kind) and wanted(event):
+                return event
+            assert not isinstance(event, Died), event.why
+
+    def prepare(self, name: str, text: str = "Tell me a story.", tokens: int = 12, **program: Any) -> TaskId:
+        sampling = Sampling(temperature=0.0, stop=program.pop("stop", ()))
+        made = Program(sampling, tokens, messages=(Message("user", text),), owner=name, **program)
+        submission = Submission(ClientId("c"), ModelId("tiny"), made)
+        self.host.prepare(Task(TaskId(name), submission, 0, Milliseconds(0), None, Priority.NORMAL))
+        return TaskId(name)
+
+    def start(self, name: str, sequence: int = 0, **program: Any) -> TaskId:
+        task = self.prepare(name, **program)
+        self.wait(Prepared, lambda event: event.task == task)
+        self.host.switch_in(task, SequenceId(sequence), None)
+        return task
+
+    def grant(self, *tasks: TaskId, chunk: int = 512, decode: int = 4000, ms: Milliseconds = LONG) -> int:
+        self._number += 1
+        slots = tuple(Slot(task, Tokens(4000), Tokens(decode)) for task in tasks)
+        self.host.grant(Quantum(self._number, slots, Tokens(chunk), ms, 1))
+        return self._number
+
+    def text(self, task: TaskId) -> str:
+        reports = [event for event in self.seen if isinstance(event, Report)]
+        return "".join(part.text for report in reports for part in report.progress if part.task == task)
+
+    def finish(self, *tasks: TaskId) -> list[str]:
+        """Wait for the ends of all, forget them, and give their texts."""
+        left = set(tasks)
+        while left:
+            left.discard(self.wait(Finished).task)
+        for task in tasks:
+            self.host.forget(task)
+        return [self.text(task) for task in tasks]
+
+    def alone(self, name: str, **program: Any) -> str:
+        """The text of an undisturbed run."""
+        task = self.start(f"alone-{name}", **program)
+        self.grant(task)
+        return self.finish(task)[0]
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cut_model(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def rig(cut: Path) -> Iterator[Rig]:
+    """One worker for all tests that leave it alive."""
+    rig = Rig(cut)
+    rig.wait(Loaded)
+    yield rig
+    rig.host.stop()
+    rig.host.join()
+
+
+@pytest.fixture
+def own_rig(cut: Path) -> Iterator[Callable[..., Rig]]:
+    """Workers of the test's own."""
+    rigs: list[Rig] = []
+
+    def make(path: Path = cut, **options: Any) -> Rig:
+        rigs.append(Rig(path, **options))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        rig.host.stop()
+        rig.host.join()
+
+
+def resident(rig: Rig) -> int:
+    """Bytes of the worker that are anonymous and resident."""
+    lines = Path(f"/proc/{rig.host.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+
+
+def test_a_task_runs_to_its_limit(rig: Rig) -> None:
+    """Text comes in reports, counts are absolute, and the lease ends idle when nothing is left."""
+    task = rig.start("limit", tokens=9)
+    number = rig.grant(task)
+    assert rig.wait(Finished).finish_reason == "length"
+    report = rig.wait(Report, lambda event: event.idle)
+    assert report.number == number
+    progress = [p for e in rig.seen if isinstance(e, Report) for p in e.progress if p.task == task][-1]
+    assert progress.generated == 9
+    assert rig.text(task)
+    rig.host.forget(task)
+
+
+def test_sixteen_tasks_in_one_batch_say_what_each_says_alone(rig: Rig) -> None:
+    """Batched decoding changes no text."""
+    texts = {f"b{n}": f"{n} is a number. Which one?" for n in range(16)}
+    expected = [rig.alone(name, text=text, tokens=6) for name, text in texts.items()]
+    tasks = [rig.start(name, n, text=text, tokens=6) for n, (name, text) in enumerate(texts.items())]
+    rig.grant(*tasks)
+    assert rig.finish(*tasks) == expected
+
+
+def test_prefill_is_cut_into_chunks(rig: Rig) -> None:
+    """No step computes more prompt tokens than the lease's chunk."""
+    task = rig.start("chunks", text="word " * 90, tokens=1)
+    prompt = next(e for e in rig.seen if isinstance(e, Prepared) and e.task == task).prompt_tokens
+    number = rig.grant(task, chunk=16)
+    rig.finish(task)
+    reports = [e for e in rig.seen if isinstance(e, Report) and e.number == number]
+    assert sum(report.prefilled for report in reports) == prompt
+    assert sum(report.steps for report in reports) == -(-prompt // 16)
+
+
+def test_a_lease_ends_and_the_next_one_goes_on(rig: Rig) -> None:
+    """By its allowance or its time, with an idle report; the text is that of an undisturbed run."""
+    expected = rig.alone("lease", tokens=12)
+    task = rig.start("lease", tokens=12)
+    for grant in ({"decode": 2}, {"ms": Milliseconds(0)}, {"decode": 3}):
+        number = rig.grant(task, **grant)
+        assert rig.wait(Report, lambda event: event.idle).number == number
+    rig.grant(task)
+    assert rig.finish(task) == [expected]
+
+
+def test_a_new_lease_replaces_the_old_one_at_a_step_boundary(rig: Rig) -> None:
+    """The task that is no longer in it stops; the other one ends; then the first goes on."""
+    first, second = rig.start("first", 0, tokens=1500), rig.start("second", 1, tokens=4)
+    rig.grant(first)
+    rig.wait(Report, lambda event: event.decoded > 0)
+    number = rig.grant(second)
+    assert rig.wait(Finished).task == second
+    idle = rig.wait(Report, lambda event: event.idle)
+    assert idle.number == number
+    assert not [e for e in rig.seen if isinstance(e, Finished) and e.task == first]
+    for task in (first, second):
+        rig.host.forget(task)
+
+
+def test_an_interrupt_finds_the_commands_sent_before_it(rig: Rig) -> None:
+    """Again and again, at any moment of a step: the state is parked at once, and the text stays the same."""
+    prompt = "A long story about the sea and the wind. " * 20
+    expected = rig.alone("interrupt", text=prompt, tokens=8)
+    task = rig.start("interrupt", text=prompt, tokens=8)
+    for turn in range(25):
+        number = rig.grant(task, decode=1 if turn % 2 else 0)
+        time.sleep(turn * 0.002)  # the moments of a step are what is tried
+        rig.host.switch_out(task, EXTENT)
+        rig.host.interrupt()
+        parked = rig.wait(Parked)
+        rig.host.switch_in(task, SequenceId(turn % 16), EXTENT if parked.size else None)
+        assert not [e for e in rig.seen if isinstance(e, Report) and e.number > number]
+    rig.grant(task)
+    assert rig.finish(task) == [expected]
+
+
+def test_an_interrupt_aborts_a_step(rig: Rig) -> None:
+    """A step of many tokens is thrown away and said to be; the lease goes on with it afterwards."""
+    task = rig.start("abort", text="many words " * 200, tokens=2)
+    for _ in range(20):
+        rig.grant(task)
+        rig.host.interrupt()
+        if rig.wait(Report).aborted:
+            break
+    else:
+        pytest.fail("no step was aborted")
+    rig.finish(task)
+
+
+def test_a_parked_task_resumes_elsewhere(rig: Rig) -> None:
+    """Its state lies in the memfd, others run, the pool is made anew: the text is that of an undisturbed run."""
+    expected = rig.alone("park", tokens=12)
+    task = rig.start("park", tokens=12)
+    rig.grant(task, decode=5)
+    rig.wait(Report, lambda event: event.idle)
+    rig.host.switch_out(task, EXTENT)
+    assert rig.wait(Parked).size > 0
+    rig.alone("between", text="Something else", tokens=3)
+    rig.host.command(Resize(2048))
+    assert rig.wait(Resized).cells == 2048
+    rig.host.switch_in(task, SequenceId(7), EXTENT)
+    rig.grant(task)
+    assert rig.finish(task) == [expected]
+
+
+def test_a_task_whose_state_was_dropped_is_computed_again(rig: Rig) -> None:
+    """Without an extent, tokens stay and KV goes; so it is, too, when the extent is too small."""
+    expected = rig.alone("drop", tokens=10)
+    task = rig.start("drop", tokens=10)
+    for extent in (None, Extent(0, 4096)):
+        rig.grant(task, decode=3)
+        rig.wait(Report, lambda event: event.idle)
+        rig.host.switch_out(task, extent)
+        if extent is not None:
+            assert rig.wait(Parked).size == 0
+        rig.host.switch_in(task, SequenceId(3), None)
+    rig.grant(task)
+    assert rig.finish(task) == [expected]
+
+
+def test_the_pool_is_resized_while_tasks_run(rig: Rig) -> None:
+    """More cells, then fewer, between two steps."""
+    expected = [rig.alone(f"resize{n}", text=f"{n}!", tokens=40) for n in range(2)]
+    tasks = [rig.start(f"resize{n}", n, text=f"{n}!", tokens=40) for n in range(2)]
+    rig.grant(*tasks)
+    for cells in (4096, 1024, 4096):
+        rig.host.command(Resize(cells))
+        assert rig.wait(Resized).cells == cells
+    assert rig.finish(*tasks) == expected
+
+
+def test_prompts_are_prepared_while_a_step_is_computed(rig: Rig) -> None:
+    """The front thread answers before the long prefill beside it is done."""
+    task = rig.start("prefill", text="many words " * 700, tokens=1)
+    rig.grant(task)
+    other = rig.prepare("quick")
+    while True:
+        event = rig.events.get(timeout=PATIENCE_S)
+        rig.seen.append(event)
+        assert not isinstance(event, Finished)
+        if isinstance(event, Prepared):
+            break
+    rig.finish(task)
+    rig.host.forget(other)
+
+
+def test_what_is_forgotten_while_it_is_prepared_leaves_nothing(rig: Rig) -> None:
+    """Sampler and tokens are freed, whichever thread comes first."""
+
+    def cycle(times: int) -> None:
+        for n in range(times):
+            task = rig.prepare(f"forgotten{n}", format={"type": "string", "maxLength": 2000}, text="word " * 300)
+            rig.host.forget(task)
+        last = rig.prepare("last")
+        rig.wait(Prepared, lambda event: event.task == last)
+        rig.host.forget(last)
+
+    cycle(10)
+    before = resident(rig)
+    for _ in range(12):
+        cycle(10)
+    assert resident(rig) - before < 8 << 20  # twelve times ten that leak are some 15 MB
+
+
+def test_formats_and_refusals(rig: Rig) -> None:
+    """A schema holds the answer of a model that speaks nonsense; what has no grammar is refused by name."""
+    task = rig.start("format", format={"enum": ["red", "blue"]}, tokens=20)
+    rig.grant(task)
+    finished = rig.wait(Finished)
+    assert finished.data in ("red", "blue")
+    assert finished.error is None
+    rig.host.forget(task)
+    rig.prepare("refused", format={"type": "string", "pattern": "^(?=a)$"})
+    assert rig.wait(Refused).error["code"] == "bad_request"
+    rig.host.forget(TaskId("refused"))
+
+
+def test_the_context_bounds_a_task(own_rig: Callable[..., Rig]) -> None:
+    """Whatever `max_tokens` says, prompt and answer together never exceed the context."""
+    rig = own_rig(context=64)
+    rig.wait(Loaded)
+    task = rig.start("bounded", tokens=500)
+    prompt = next(e for e in rig.seen if isinstance(e, Prepared)).prompt_tokens
+    rig.grant(task)
+    rig.wait(Finished)
+    progress = [p for e in rig.seen if isinstance(e, Report) for p in e.progress][-1]
+    assert prompt + progress.generated == 64
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_death_is_told_once_with_its_signal(own_rig: Callable[..., Rig], kill: signal.Signals) -> None:
+    """In the middle of work, and nothing follows it."""
+    rig = own_rig()
+    rig.wait(Loaded)
+    rig.grant(rig.start("doomed", tokens=1500))
+    rig.wait(Report)
+    os.kill(rig.host.process.pid, kill)
+    rig.host.join()
+    events = [rig.events.get_nowait() for _ in range(rig.events.qsize())]
+    assert [event for event in events if isinstance(event, Died)] == [Died(ModelId("tiny"), f"killed by {kill.name}")]
+    assert isinstance(events[-1], Died)
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF" + bytes(range(256)) * 8])
+def test_a_file_that_is_no_model_is_told_with_its_reason(
+    own_rig: Callable[..., Rig], tmp_path: Path, content: bytes
+) -> None:
+    """The worker says why before it goes, or its exit does."""
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(content)
+    rig = own_rig(path=path)
+    event = rig.events.get(timeout=PATIENCE_S)
+    assert isinstance(event, Died)
+    assert event.why
+    rig.host.join()
+    assert rig.events.empty()
+
+
+def test_stop_is_silent_and_gives_everything_back(own_rig: Callable[..., Rig]) -> None:
+    """In mid-answer, twice, and after the end: no Died, and no process, thread or file is left."""
+    rig = own_rig()
+    rig.wait(Loaded)
+    rig.grant(rig.start("stopped", tokens=1500))
+    rig.host.stop()
+    rig.host.stop()
+    rig.host.join()
+    rig.host.stop()
+    assert not rig.host.alive
+    assert not any(isinstance(rig.events.get_nowait(), Died) for _ in range(rig.events.qsize()))
+
+
+def test_a_worker_that_hangs_is_stopped_too(own_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it reads nothing, and the sender thread waits for it in the middle of a message."""
+    monkeypatch.setattr(host_module, "EXIT_S", 0.2)
+    rig = own_rig()
+    rig.wait(Loaded)
+    rig.host.process.send_signal(signal.SIGSTOP)
+    rig.prepare("large", text="x" * 2_000_000)
+    rig.host.stop()
+    rig.host.join()
+    assert rig.host.process.returncode == -signal.SIGKILL
+
+
+def test_a_worker_goes_with_its_daemon(cut: Path) -> None:
+    """The daemon's end of the socket closes: the worker ends by itself."""
+    ours, theirs = socket.socketpair()
+    memfd = os.memfd_create("arena")
+    os.ftruncate(memfd, CONTROL_PAGE)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "llmasos_edge.engine.worker", str(theirs.fileno()), str(memfd)],
+        pass_fds=(theirs.fileno(), memfd),
+    )
+    theirs.close()
+    os.close(memfd)
+    send(ours, Load(ModelId("tiny"), str(cut), 256, 256, 1, "q8_0", False, 1))
+    assert ours.recv(1)
+    ours.close()
+    assert worker.wait(PATIENCE_S) == 0
