@@ -57,7 +57,10 @@ class Rig:
     def wait(self, kind: type[M], fits: Callable[[M], bool] = lambda _: True) -> tuple[float, M]:
         """The next message of a kind that `fits`, and when it came; what comes before it is dropped."""
         while True:
-            moment, message = self._told.get(timeout=PATIENCE_S)
+            try:
+                moment, message = self._told.get(timeout=PATIENCE_S)
+            except queue.Empty:
+                raise Panic(f"Rig.wait: no {kind.__name__} in {PATIENCE_S:.0f} s") from None
             if isinstance(message, Died):
                 raise Panic(f"Rig.wait: the worker died: {message.why}")
             if isinstance(message, kind) and fits(message):

@@ -21,7 +21,9 @@ LEASE_MS: Final = 200
 ROOM: Final = Extent(0, Bytes(32 << 20))
 BACKGROUND: Final = tuple(f"background{number}" for number in range(8))
 Row = tuple[str, str, str]
-ALARM: Final = "Smoke in the kitchen, 61 C, carbon monoxide 120 ppm, nobody at home. What must people do first?"
+ALARM: Final = (
+    "Smoke in the kitchen, 61 C, carbon monoxide 120 ppm, nobody at home. The first thing that people must do is"
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

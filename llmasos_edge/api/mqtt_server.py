@@ -12,7 +12,7 @@ import msgspec
 from llmasos_edge.api.calls import OPS, Calls
 from llmasos_edge.api.door import Arrival, Door
 from llmasos_edge.api.ticket import Post, Reply
-from llmasos_edge.errors import BadRequest, LLMasOSError, NotPermitted
+from llmasos_edge.errors import DeadlineExceeded, LLMasOSError, NotPermitted
 from llmasos_edge.ipc.messages import (
     Accepted,
     CancelRequest,
@@ -149,6 +149,7 @@ class MqttServer:
             return
         request_id = request.id or self._name()
         try:
+            limit_ms = _expiry_ms(incoming)
             route = self._route(
                 incoming, caller, request.reply_to, request_id, stream=getattr(request, "stream", False)
             )
@@ -159,7 +160,8 @@ class MqttServer:
             incoming.ack()
             return
         if isinstance(request, Generation):
-            self._post(partial(self._door.arrive, self._arrival(incoming, request, caller, request_id, route)))
+            arrival = self._arrival(incoming, request, caller, request_id, route, limit_ms)
+            self._post(partial(self._door.arrive, arrival))
         else:
             self._post(partial(self._operate, incoming, request, caller, request_id, route))
 
@@ -167,13 +169,16 @@ class MqttServer:
         """Take a request of the journal up again. On the kernel's thread."""
         route = msgspec.json.decode(entry.route, type=Route)
         caller = self._security.mqtt(entry.client)
+        waiter = self._waiter(route, entry.client, entry.id)
         try:
             request = decode_request(entry.op, entry.body)
         except LLMasOSError as error:
-            log.error("request %s of %s can't be taken up again: %s", entry.id, entry.client, error)
+            # Another version of the node took it. It ends here: nobody waits for ever.
+            reply = ErrorReply(id=entry.id, task=entry.task, node=self._calls.node, error=error.wire())
+            encoded = encode(reply)
+            self._journal.finish(entry.client, entry.id, encoded, lambda _: waiter.reply(reply, encoded))
             return
         if isinstance(request, Generation):
-            waiter = self._waiter(route, entry.client, entry.id)
             self._door.arrive(
                 Arrival(entry.op, entry.body, request, caller, entry.id, waiter, durable=True, entry=entry)
             )
@@ -196,9 +201,15 @@ class MqttServer:
         self._calls.slow(self._journal.undelivered, again, lambda error: log.error("%s", error.message))
 
     def _arrival(
-        self, incoming: Incoming, request: Generation, caller: Caller, request_id: str, route: Route
+        self,
+        incoming: Incoming,
+        request: Generation,
+        caller: Caller,
+        request_id: str,
+        route: Route,
+        limit_ms: int | None,
     ) -> Arrival:
-        limits = [limit for limit in (request.deadline_ms, _expiry_ms(incoming)) if limit is not None]
+        limits = [limit for limit in (request.deadline_ms, limit_ms) if limit is not None]
         return Arrival(
             op=incoming.op,
             body=incoming.payload,
@@ -276,5 +287,5 @@ def _expiry_ms(incoming: Incoming) -> int | None:
     if incoming.expiry_s is None:
         return None
     if incoming.expiry_s <= 0:
-        raise BadRequest("the message has expired")
+        raise DeadlineExceeded("the message has expired")
     return incoming.expiry_s * 1000

@@ -3,8 +3,8 @@
 from __future__ import annotations  # array[int] exists for the type checker only
 
 import ctypes
-import importlib.metadata
 import importlib.util
+import re
 import sys
 import types
 from array import array
@@ -22,17 +22,25 @@ SEQUENCES_MAX: Final = 256
 
 
 def _import_low_level() -> Any:
-    """llama_cpp.llama_cpp without the package's __init__, which costs 22 MB more (numpy, jinja2, diskcache)."""
-    found = importlib.metadata.version("llama-cpp-python")
-    if found != VERSION:
-        raise EngineFailed(f"llama-cpp-python is {found}, and this engine needs {VERSION}: run `./run setup`")
+    """llama_cpp.llama_cpp without the package's __init__, which costs 22 MB more (numpy, jinja2, diskcache).
+
+    Its version is read from that file's text: importlib.metadata would cost 4 MB.
+    """
     spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.submodule_search_locations is None:
+    if spec is None or spec.origin is None or spec.submodule_search_locations is None:
         raise EngineFailed("llama-cpp-python is not installed: run `./run setup`")
+    _check_version(Path(spec.origin).read_text())
     package = types.ModuleType("llama_cpp")
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["llama_cpp"] = package
     return importlib.import_module("llama_cpp.llama_cpp")
+
+
+def _check_version(source: str) -> None:
+    found = re.search('^__version__ = "(.*)"$', source, re.MULTILINE)
+    if found is None or found[1] != VERSION:
+        version = found[1] if found else "of an unknown version"
+        raise EngineFailed(f"llama-cpp-python is {version}, and this engine needs {VERSION}: run `./run setup`")
 
 
 L: Final = _import_low_level()

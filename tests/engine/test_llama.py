@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llmasos_edge.engine.llama import L, LlamaContext, LlamaModel, set_fields
+from llmasos_edge.engine.llama import VERSION, L, LlamaContext, LlamaModel, _check_version, set_fields
 from llmasos_edge.errors import EngineFailed, Panic
 
 MakeContext = Callable[..., LlamaContext]
@@ -177,3 +177,15 @@ def test_a_row_without_logits_is_null(make_context: MakeContext) -> None:
     context.decode([(0, PROMPT, 0, True)])
     assert not L.llama_get_logits_ith(context.pointer, 0)
     assert L.llama_get_logits_ith(context.pointer, len(PROMPT) - 1)
+
+
+@pytest.mark.parametrize("source", ['__version__ = "0.3.35"\n', "no version\n", f'x\n__version__ = "{VERSION}.1"\n'])
+def test_another_version_is_refused(source: str) -> None:
+    """Its structures would be read wrongly: the message says which one is needed."""
+    with pytest.raises(EngineFailed, match=f"needs {VERSION}"):
+        _check_version(source)
+
+
+def test_this_version_is_taken() -> None:
+    """Where the line stands in the file does not matter."""
+    _check_version(f'from .llama import *\n\n__version__ = "{VERSION}"\n')

@@ -22,7 +22,7 @@ from llmasos_edge.errors import Unreachable
 ROOT = "llmasos/v1/home/kitchen"
 MODEL = "smollm2-135m"
 MODELS = Path(os.environ.get("LLMASOS_MODELS", Path(__file__).parents[2] / ".state/models"))
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 NODE_FILE = """\
 apiVersion: llmasos/v1
 kind: Node

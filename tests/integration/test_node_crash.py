@@ -172,7 +172,7 @@ def test_nothing_is_left_running_after_kill_9(make_node: MakeNode) -> None:
     children = node.children()
     assert set(children) == {"worker", "mosquitto"}
     node.kill()
-    eventually(lambda: not any(alive(pid) for pid in children.values()), "worker and broker are gone", 5)
+    eventually(lambda: not any(alive(pid) for pid in children.values()), "worker and broker are gone", 20)
 
 
 def test_a_caller_that_hangs_up_with_the_node_is_told(make_node: MakeNode) -> None:

@@ -1,0 +1,145 @@
+"""Tests of the operator's calls: submit and its events, hanging up, wait, detached work after a restart, dmesg."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from llmasos_edge.api.calls import Calls
+from llmasos_edge.api.control_server import ControlCalls
+from llmasos_edge.errors import BadRequest
+from llmasos_edge.ipc.control import Call, Peer
+from llmasos_edge.services.security import Security
+from tests.api.conftest import Desk
+
+
+class Line:
+    """The other end of a connection: makes calls, and keeps what comes back."""
+
+    def __init__(self, desk: Desk) -> None:
+        absent: Any = None
+        calls = Calls(
+            node="desk",
+            boot=desk.journal.boot(),
+            kernel=desk.kernel,
+            syscalls=desk.syscalls,
+            door=desk.door,
+            models=absent,
+            apps=absent,
+            about=absent,
+            clock_ms=lambda: desk.now,
+            slow=lambda work, done, failed: done(work()),
+        )
+        security = Security([], proven=True)
+        self.control = ControlCalls(desk.door, calls, desk.journal, security, desk.trace, desk.post)
+        self._desk = desk
+
+    def call(self, name: str, **args: object) -> tuple[Call, list[dict[str, Any]]]:
+        """The call, and the lines that answer it, as they come."""
+        lines: list[dict[str, Any]] = []
+        send: Callable[[bytes], None] = lambda line: lines.append(json.loads(line))  # noqa: E731
+        call = Call(name, dict(args), Peer(1, 0, 0), send)
+        self.control.handle(call)
+        self._desk.settle()
+        return call, lines
+
+    def submit(self, **args: object) -> tuple[Call, list[dict[str, Any]]]:
+        return self.call("submit", **({"op": "generate", "body": {"prompt": "x"}} | args))
+
+
+@pytest.fixture
+def line(desk: Desk) -> Line:
+    desk.disk()
+    return Line(desk)
+
+
+def test_a_submit_tells_accepted_deltas_and_its_reply(desk: Desk, line: Line) -> None:
+    """In this order; the reply is the contract's."""
+    _, lines = line.submit()
+    desk.answer("hello")
+    assert [next(iter(each)) for each in lines] == ["event", "event", "result"]
+    assert lines[0]["event"]["accepted"]["task"] == "1-1"
+    assert lines[1]["event"] == {"delta": "hello", "attempt": 1}
+    assert (lines[2]["result"]["status"], lines[2]["result"]["output"]["text"]) == ("ok", "hello")
+
+
+def test_who_hangs_up_cancels_the_task(desk: Desk, line: Line) -> None:
+    """Nobody computes for nobody; after the end hanging up does nothing."""
+    call, _ = line.submit()
+    call.cancel()
+    desk.settle()
+    assert desk.kernel.table.live_count == 0
+    call, lines = line.submit()
+    desk.answer()
+    call.cancel()
+    desk.settle()
+    assert "result" in lines[-1]
+
+
+def test_detached_work_is_durable_and_waited_for(desk: Desk, line: Line) -> None:
+    """The id comes once the disk has it; `wait` shows what was said so far, then the rest, then the reply."""
+    _, lines = line.submit(detach=True)
+    desk.until(lambda: lines)
+    assert lines == [{"result": {"task": "1-1", "position": 0}}]
+    desk.engine.say("one ")
+    desk.settle()
+    _, waiting = line.call("wait", task="1-1")
+    desk.answer("two")
+    desk.until(lambda: "result" in waiting[-1])
+    assert [each["event"]["delta"] for each in waiting[:-1]] == ["one ", "two"]
+    assert waiting[-1]["result"]["output"]["text"] == "one two"
+    _, again = line.call("wait", task="1-1")
+    assert again[-1]["result"]["output"]["text"] == "one two"
+    assert "error" in line.call("wait", task="1-7")[1][0]
+
+
+def test_a_detached_repeat_gets_the_id_at_once(desk: Desk, line: Line) -> None:
+    """It does not wait for the answer of the first one."""
+    body = {"id": "mine", "prompt": "x"}
+    _, first = line.submit(body=body, detach=True)
+    desk.until(lambda: first)
+    _, again = line.submit(body=body, detach=True)
+    assert again[0]["result"]["task"] == first[0]["result"]["task"]
+
+
+def test_errors_of_a_task_are_the_calls_errors(desk: Desk, line: Line) -> None:
+    """With code and details, as everywhere."""
+    _, lines = line.submit()
+    _, killed = line.call("kill", task="1-1")
+    assert killed == [{"result": {"task": "1-1", "state": "TERMINATED"}}]
+    assert lines[-1]["error"]["code"] == "cancelled"
+    assert line.call("suspend", task="1-1")[1][0]["error"]["code"] == "bad_request"
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("submit", {"op": "cancel", "body": {"target": "x"}}),
+        ("submit", {"op": "generate", "body": {}}),
+        ("submit", {"op": "generate"}),
+        ("wait", {}),
+        ("ps", {"al": True}),
+        ("nothing", {}),
+    ],
+)
+def test_a_wrong_call_is_refused(line: Line, name: str, args: dict[str, object]) -> None:
+    """Before it reaches the kernel."""
+    with pytest.raises(BadRequest):
+        line.call(name, **args)
+
+
+def test_dmesg_shows_what_was_and_follows_what_comes(desk: Desk, line: Line) -> None:
+    """Until its reader hangs up."""
+    line.submit()
+    _, lines = line.call("dmesg")
+    assert "task.submitted" in [each["event"]["trace"]["kind"] for each in lines[:-1]]
+    assert lines[-1] == {"result": {}}
+    call, follow = line.call("dmesg", follow=True)
+    desk.answer()
+    assert follow[-1]["event"]["trace"]["kind"] == "task.ended"
+    call.cancel()
+    desk.settle()
+    count = len(follow)
+    line.submit()
+    assert len(follow) == count

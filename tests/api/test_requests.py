@@ -1,0 +1,63 @@
+"""Tests of how a request becomes a submission: defaults, ceilings, the app's values and the caller's."""
+
+import pytest
+
+from llmasos_edge.api.requests import Accepting
+from llmasos_edge.engine.protocol import Message, Program
+from llmasos_edge.errors import BadRequest
+from llmasos_edge.ipc.messages import Generation, decode_request
+from llmasos_edge.kernel.task import Submission
+from llmasos_edge.kernel.units import ClientId, Priority, TaskId
+from llmasos_edge.services.security import Caller
+
+APP: dict[str, object] = {
+    "messages": [{"role": "user", "content": "in"}],
+    "class": "critical",
+    "max_tokens": 80,
+    "temperature": 0,
+}
+LAMP = Caller(ClientId("lamp"), Priority.NORMAL)
+
+
+def submitted(op: str, body: bytes, *, deadline_ms: int | None = None, app: dict[str, object] = APP) -> Submission:
+    request = decode_request(op, body)
+    assert isinstance(request, Generation)
+    return Accepting("first", lambda name, given: app).submission(request, LAMP, TaskId("1-1"), 7, deadline_ms, 1)
+
+
+def program(submission: Submission) -> Program:
+    assert isinstance(submission.program, Program)
+    return submission.program
+
+
+def test_defaults() -> None:
+    """The node's first model, class normal, 256 tokens, temperature 0.7, and the seed that was resolved."""
+    submission = submitted("generate", b'{"prompt": "x"}')
+    assert (submission.model, submission.priority, submission.max_tokens) == ("first", Priority.NORMAL, 256)
+    assert (submission.deadline_ms, submission.session, submission.app) == (None, None, None)
+    sampling = program(submission).sampling
+    assert (sampling.temperature, sampling.seed, sampling.stop) == (0.7, 7, ())
+    assert program(submission).owner == "client:lamp"
+
+
+def test_what_is_said_holds_up_to_the_ceiling() -> None:
+    """Each field arrives; a class above the ceiling is capped; temperature 0 is not taken for none."""
+    body = b'{"messages": [{"role": "user", "content": "hi"}], "class": "critical", "temperature": 0, "stop": "a"}'
+    submission = submitted("chat", body, deadline_ms=50)
+    assert (submission.priority, submission.deadline_ms) == (Priority.NORMAL, 50)
+    assert program(submission).messages == (Message("user", "hi"),)
+    assert (program(submission).sampling.temperature, program(submission).sampling.stop) == (0, ("a",))
+
+
+def test_a_run_has_the_apps_values_and_the_callers_over_them() -> None:
+    """The app's own class is capped by the caller's ceiling too; computed prefixes are shared by the app's runs."""
+    submission = submitted("run", b'{"app": "a", "input": "x", "max_tokens": 5}')
+    assert (submission.app, submission.max_tokens, submission.priority) == ("a", 5, Priority.NORMAL)
+    assert program(submission).sampling.temperature == 0
+    assert program(submission).owner == "app:a"
+
+
+def test_an_app_that_makes_no_request_is_named() -> None:
+    """What the app's template gives is checked like everybody's."""
+    with pytest.raises(BadRequest, match="app 'a'"):
+        submitted("run", b'{"app": "a", "input": "x"}', app={"messages": [{"role": "user"}]})
