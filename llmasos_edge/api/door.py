@@ -154,19 +154,26 @@ class Door:
             accepted_wall_ms=self._clocks.wall_ms(),
             deadline_ms=task.submission.deadline_ms,
         )
+
+        def told(error: LLMasOSError | None) -> None:
+            if error is None:  # on the journal's thread, where the final reply is told after it
+                arrival.waiter.accepted(accepted)
+            self._post(partial(self._kept, ticket, arrival.waiter, accepted, error))
+
         try:
-            self._journal.accept(entry, lambda error: self._post(partial(self._kept, ticket, accepted, error)))
+            self._journal.accept(entry, told)
         except LLMasOSError as error:
             self._not_kept(ticket, error)
 
-    def _kept(self, ticket: Ticket, accepted: Accepted, error: LLMasOSError | None) -> None:
+    def _kept(self, ticket: Ticket, first: Waiter, accepted: Accepted, error: LLMasOSError | None) -> None:
         if error is not None:
             self._not_kept(ticket, error)
             return
         ticket.safe = True
         self._acknowledge(ticket)
         for waiter in ticket.waiters:
-            waiter.accepted(accepted)
+            if waiter is not first:
+                waiter.accepted(accepted)
 
     def _not_kept(self, ticket: Ticket, error: LLMasOSError) -> None:
         """The disk did not take it: nobody was promised anything, so the caller may repeat it."""

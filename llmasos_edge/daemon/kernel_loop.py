@@ -4,7 +4,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final
 
 from llmasos_edge.errors import LLMasOSError
@@ -12,6 +13,7 @@ from llmasos_edge.kernel.dispatcher import Dispatcher
 from llmasos_edge.kernel.units import Milliseconds
 
 log = logging.getLogger(__name__)
+CALLS_A_ROUND: Final = 256
 IDLE_S: Final = 60.0  # without work, timers or a watchdog the thread sleeps this long
 
 Timer = tuple[Callable[[], Milliseconds | None], Callable[[Milliseconds], None]]  # when next, and what
@@ -67,13 +69,12 @@ class KernelLoop:
             self._broken(error)
 
     def _round(self) -> bool:
-        """Wait for something to do, do all there is, then dispatch once."""
+        """Wait for something to do, do it, then dispatch once."""
         dispatcher = self._dispatcher
         if dispatcher is None:
             return False
-        call = self._wait()
         more = True
-        while call is not _NOTHING:
+        for call in self._calls():
             if call is None:
                 more = False
                 break
@@ -81,7 +82,6 @@ class KernelLoop:
                 call()
             except LLMasOSError:
                 log.exception("a call to the kernel failed without a caller to tell")
-            call = self._inbox.get_nowait() if not self._inbox.empty() else _NOTHING
         now = monotonic_ms()
         for due, tick in self._timers:
             moment = due()
@@ -90,14 +90,11 @@ class KernelLoop:
         dispatcher.dispatch(now)
         return more
 
-    def _wait(self) -> Callable[[], object] | None:
+    def _calls(self) -> Iterator[Callable[[], object] | None]:
+        """Wait until a timer is due or something is posted; then what there is, as long as dispatch is not held up."""
         moments = [moment for due, _ in self._timers if (moment := due()) is not None]
         timeout = IDLE_S if not moments else max(0.0, (min(moments) - monotonic_ms()) / 1000)
-        try:
-            return self._inbox.get(timeout=timeout) if timeout > 0 else self._inbox.get_nowait()
-        except queue.Empty:
-            return _NOTHING
-
-
-def _NOTHING() -> None:  # noqa: N802 - a mark: nothing is there to call
-    pass
+        with suppress(queue.Empty):
+            yield self._inbox.get(timeout=timeout) if timeout > 0 else self._inbox.get_nowait()
+            for _ in range(CALLS_A_ROUND):
+                yield self._inbox.get_nowait()
