@@ -159,10 +159,22 @@ def test_nobody_changes_anothers_bits(make_pool: MakePool, cells: int, exact: bo
     assert [run.bits == undisturbed(make_pool, run) for run in ended] == [True] * 12
 
 
-@pytest.mark.parametrize("cells", [1024, 4096])
-def test_conversations_one_after_another_keep_their_bits(make_pool: MakePool, cells: int) -> None:
-    """With nobody else running, prefixes are reused turn by turn, and no turn lands below its prefix."""
-    choice, pool = random.Random(5), make_pool(cells)
+def test_no_turn_lands_below_its_prefix(make_pool: MakePool) -> None:
+    """With nobody running, the oldest prefix goes; a later one's next turn must not fill the cells that it had."""
+    choice, pool = random.Random(5), make_pool(4096)
+    talks = [words(choice, 30) for _ in range(PREFIXES + 1)]
+    for talk in talks:
+        leave(pool, finish(pool, begin(pool, Run(talk, 2), 0)))
+    for talk in talks[5:8]:
+        turn = finish(pool, begin(pool, Run(talk + words(choice, 25), 8), 0))
+        assert turn.reused == len(talk)
+        assert turn.bits == undisturbed(make_pool, turn)
+        leave(pool, turn)
+
+
+def test_conversations_one_after_another_keep_their_bits(make_pool: MakePool) -> None:
+    """Turn by turn in a small pool, which is packed on the way."""
+    choice, pool = random.Random(5), make_pool(1024)
     talks = [words(choice, 25) for _ in range(8)]
     reused = 0
     for turn in range(24):
