@@ -2,12 +2,15 @@
 
 import argparse
 import importlib
+import signal
+import sys
 from typing import Final
 
 NAMES: Final = ("decode", "mqtt", "memory", "worker")
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whatever runs is taken down on the way out
     parser = argparse.ArgumentParser(
         prog="benchmarks",
         description="Benchmarks, each beside its peer or its goal; without a name, all of them (docs/benchmarks.md).",
