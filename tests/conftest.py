@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ SETTLE_S = 2.0  # what ends by itself, such as a thread that was told to stop, m
 
 
 def _children() -> set[str]:
-    return {
-        f"process {pid}" for tasks in Path("/proc/self/task").glob("*/children") for pid in tasks.read_text().split()
-    }
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended since
+            found |= {f"process {pid}" for pid in (task / "children").read_text().split()}
+    return found
 
 
 def _files() -> set[str]:
