@@ -135,8 +135,12 @@ class Node:
         self.dispatcher = Dispatcher(self.kernel)
         self.syscalls = Syscalls(self.dispatcher)
         self.door.open(self.syscalls, self.trace)
+        self._connect()
+
+    def _connect(self) -> None:
+        """What callers reach: the calls, the control socket's and the apps' side of the door."""
         self.calls = Calls(
-            node=config.name,
+            node=self.config.name,
             boot=self.boot,
             kernel=self.kernel,
             syscalls=self.syscalls,
