@@ -85,7 +85,8 @@ def run(options: argparse.Namespace) -> None:
     peer, model = find_peer(options.peer), model_file()
     describe("decode")
     threads = str(len(os.sched_getaffinity(0)))
-    flags = ["-t", threads, "-fa", "on", "-ctk", "q8_0", "-ctv", "q8_0", "-b", "512", "-ub", "512"]
+    # --no-repack: weights mapped as they are in the file, as here
+    flags = ["-t", threads, "-fa", "on", "-ctk", "q8_0", "-ctv", "q8_0", "-b", "512", "-ub", "512", "--no-repack"]
     flags += ["--kv-unified"] if options.unified else []
     pairs: dict[int, list[tuple[float, float]]] = {width: [] for width in options.widths}
     with BenchNode() as node:

@@ -34,9 +34,7 @@ from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Bytes, ModelId, SequenceId, TaskId
 
-# A barrier that spins briefly and then sleeps: as fast alone as libgomp's default (300,000 spins), and seven times
-# faster beside another busy process, which the default waits out one scheduler slice at a time (docs/adr/0007).
-ENVIRONMENT: Final = {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "1000"}
+ENVIRONMENT: Final = {"GGML_NO_BACKTRACE": "1"}
 log = logging.getLogger(__name__)
 EXIT_S: Final = 5.0  # a worker whose socket is closed has so long to go
 Deliver = Callable[[ModelId, Answer | Command], None]

@@ -4,6 +4,8 @@ llama.cpp fills cells upwards from a head and jumps back as soon as some are fre
 otherwise, a sequence's logits keep their bits only while its cells ascend, so nothing is freed by itself:
 what tasks leave behind stays as a cache of prefixes, and goes all at once when the pool is full. But every step passes
 over every cell below the head (1,000 cells of others cost 2 % of it), so the pool is packed when too much is waste.
+And sequences that decode together take cells in turns, one each, which the processor reads some 7 % slower than
+cells in a row: every few steps what each of them added is gathered (docs/adr/0010).
 """
 
 from __future__ import annotations  # array[int] exists for the type checker only
@@ -23,6 +25,9 @@ from llmasos_edge.kernel.memory.extent import Extent
 PREFIX_MIN: Final = 16  # tokens: a shorter common prefix is not worth a copy
 PREFIXES: Final = 16  # sequences kept for prefixes of ended tasks
 WASTE: Final = 256  # cells worth packing: some 2 ms for 1,000 tokens in use
+STREWN: Final = 256  # cells taken in turns that are gathered: some 2.5 ms
+STREWN_MIN: Final = 64  # that are worth it before a prompt comes between
+ROW: Final = 16  # tokens of one sequence in one step, which lie in a row anyway
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,37 +38,48 @@ class Prefix:
 
 
 class KvPool:
-    """Sequences [0, n) are the kernel's; the next PREFIXES hold prefixes, and the last one what is left to be freed."""
+    """Sequences [0, n) are the kernel's; the next PREFIXES hold prefixes; of the last two one holds what is left to be
+    freed, the other what is being moved.
+    """
 
     def __init__(self, model: LlamaModel, load: Load, arena: mmap.mmap) -> None:
         self._model, self._load, self._arena = model, load, arena
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(arena))
         self._grave: Final = load.sequences + PREFIXES
-        if self._grave >= SEQUENCES_MAX:
-            raise EngineFailed(f"sequences: at most {SEQUENCES_MAX - PREFIXES - 1}, not {load.sequences}")
+        self._scratch: Final = self._grave + 1
+        if self._scratch >= SEQUENCES_MAX:
+            raise EngineFailed(f"sequences: at most {SEQUENCES_MAX - PREFIXES - 2}, not {load.sequences}")
         self._prefixes: list[Prefix] = []
-        self._live: set[int] = set()
+        self._live: dict[int, int] = {}  # in order of arrival: where in each begins what may be gathered, its tail
+        self._strewn = 0  # cells of tails that were taken in turns
         self._filled = 0  # cells taken since the last of them were freed
         self.context = self._make(load.cells)
 
     def _make(self, cells: int) -> LlamaContext:
-        context = LlamaContext(self._model, cells, self._grave + 1, self._load.kv, self._load.threads)
+        context = LlamaContext(self._model, cells, self._scratch + 1, self._load.kv, self._load.threads)
         context.abort_on(self._base)
         return context
 
     def decode(self, entries: Sequence[tuple[int, Sequence[int], int, bool]]) -> int:
         """As LlamaContext.decode; when the pool is full, what ended tasks left is freed first."""
+        rows = any(len(tokens) > ROW for _, tokens, _, _ in entries)
+        if rows or self._strewn >= STREWN:
+            self._settle()
         status = self.context.decode(entries)
         if status == 1:
             self.reclaim()
             status = self.context.decode(entries)
         if status == 0:
             self._filled += sum(len(tokens) for _, tokens, _, _ in entries)
+            if rows:
+                self._begin_tails()
+            elif len(entries) > 1:
+                self._strewn += len(entries)
         return status
 
     def take(self, sequence: int, owner: str, tokens: Sequence[int]) -> int:
         """Start a sequence with the longest prefix of `tokens` that `owner` left computed; how many tokens that is."""
-        self._live.add(sequence)
+        self._live[sequence] = 0
         best, length = None, PREFIX_MIN - 1
         for prefix in self._prefixes:
             common = _common(prefix.tokens, tokens) if prefix.owner == owner else 0
@@ -74,7 +90,8 @@ class KvPool:
         self._prefixes.remove(best)
         self._prefixes.append(best)  # the last to be dropped
         length = min(length, len(tokens) - 1)  # the last one is computed again: its logits are wanted
-        self.context.copy(best.sequence, sequence, length)
+        self.context.copy(best.sequence, sequence, end=length)
+        self._live[sequence] = length
         return length
 
     def leave(self, sequence: int, owner: str, tokens: array[int]) -> None:
@@ -88,7 +105,7 @@ class KvPool:
                 self._bury_prefix(self._prefixes[0])
             taken = {prefix.sequence for prefix in self._prefixes}
             free = next(n for n in range(self._load.sequences, self._grave) if n not in taken)
-            self.context.copy(sequence, free, len(tokens))
+            self.context.copy(sequence, free, end=len(tokens))
             self._prefixes.append(Prefix(free, owner, tokens))
         self.release(sequence)
 
@@ -105,8 +122,8 @@ class KvPool:
         if not good:
             self.reclaim()
             good = self.context.restore(sequence, address, size)
-        self._live.add(sequence)
-        self._filled += self.context.length(sequence)
+        self._live[sequence] = self.context.length(sequence)
+        self._filled += self._live[sequence]
         self.discard(extent)
         return good
 
@@ -116,7 +133,7 @@ class KvPool:
 
     def release(self, sequence: int) -> None:
         """The sequence's state is no longer wanted."""
-        self._live.discard(sequence)
+        self._live.pop(sequence, None)
         self._bury(sequence)
         self._pack()
 
@@ -126,7 +143,8 @@ class KvPool:
             self.context.remove(prefix.sequence)
         self._prefixes.clear()
         self.context.remove(self._grave)
-        self._filled = sum(self.context.length(sequence) for sequence in self._live)
+        self._begin_tails()
+        self._filled = sum(self._live.values())
         if self._load.exact:
             self.rebuild(self.context.cells)
 
@@ -168,7 +186,38 @@ class KvPool:
         for sequence, state in saved.items():
             if len(state) and not self.context.restore(sequence, ctypes.addressof(state), len(state)):
                 raise EngineFailed(f"sequence {sequence} can't be restored into {cells} cells")
+        self._begin_tails()
         self._filled = sum(self.context.length(sequence) for sequence in sequences)
+
+    # ---- tails
+
+    def _begin_tails(self) -> None:
+        """What is in the pool now stays where it is: only what lies above it may be gathered."""
+        self._live = {sequence: self.context.length(sequence) for sequence in self._live}
+        self._strewn = 0
+
+    def _settle(self) -> None:
+        """Gather the tails if it is worth it, and begin new ones.
+
+        The cells of all tails are freed, and taken again by one tail after the other, in order of arrival. The cells of
+        each sequence still ascend: of what was freed below its head, all came from those before it, who need it again.
+        """
+        if self._strewn >= STREWN_MIN:
+            saved = {sequence: self._lift(sequence, start) for sequence, start in self._live.items()}
+            for sequence, state in saved.items():
+                if len(state) and not self.context.restore(self._scratch, ctypes.addressof(state), len(state)):
+                    raise EngineFailed(f"the tail of sequence {sequence} can't be restored")
+                self.context.copy(self._scratch, sequence)
+                self.context.remove(self._scratch)
+        self._begin_tails()
+
+    def _lift(self, sequence: int, start: int) -> ctypes.Array[ctypes.c_uint8]:
+        """Save a sequence from `start` on, and take that out of it."""
+        self.context.copy(sequence, self._scratch, start)
+        state = self._save_aside(self._scratch)
+        self.context.remove(self._scratch)
+        self.context.remove(sequence, start)
+        return state
 
     def _save_aside(self, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
         size = self.context.state_size(sequence)

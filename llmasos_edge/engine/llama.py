@@ -181,9 +181,9 @@ class LlamaContext:
         """Positions from `start` on."""
         L.llama_memory_seq_rm(self._memory, sequence, start, -1)
 
-    def copy(self, source: int, target: int, end: int = -1) -> None:
-        """Share cells [0, end) of `source`: metadata only."""
-        L.llama_memory_seq_cp(self._memory, source, target, 0, end)
+    def copy(self, source: int, target: int, start: int = 0, end: int = -1) -> None:
+        """Share the cells of positions [start, end) of `source`: metadata only."""
+        L.llama_memory_seq_cp(self._memory, source, target, start, end)
 
     def length(self, sequence: int) -> int:
         """Positions computed."""

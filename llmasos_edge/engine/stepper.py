@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from llmasos_edge.engine.gang import Gang
 from llmasos_edge.engine.kv_pool import KvPool
 from llmasos_edge.engine.llama import STEP_TOKENS, LlamaModel
 from llmasos_edge.engine.work import Work
@@ -21,6 +22,7 @@ class Stepper:
         self, model: LlamaModel, pool: KvPool, send: Callable[[Report], None], finish: Callable[[Work, str], None]
     ) -> None:
         self._model, self._pool, self._send, self._finish = model, pool, send, finish
+        self._gang = Gang()
         self._lease: Quantum | None = None
         self._works: list[Work] = []
         self._touched: dict[TaskId, Work] = {}
@@ -48,7 +50,6 @@ class Stepper:
             if work is not None and not work.finished:
                 work.prefill_left, work.decode_left = slot.prefill, slot.decode
                 self._works.append(work)
-        self._pool.context.use_threads(quantum.threads)
 
     def remove(self, work: Work) -> None:
         """The task lost its sequence: what it did is reported first."""
@@ -71,6 +72,7 @@ class Stepper:
         entries = [
             (w.sequence or 0, w.tokens[w.computed : w.computed + n], w.computed, n == w.pending) for w, n in batch
         ]
+        self._pool.context.use_threads(self._gang.threads(lease.threads))
         status = self._pool.decode(entries)
         if status == 1:
             raise EngineFailed(f"no room in the pool for {sum(n for _, n in batch)} tokens")
@@ -80,6 +82,7 @@ class Stepper:
             self._account(batch)
         now = time.perf_counter()
         self._busy_s += now - started
+        self._gang.ran(now - started, lease.threads)
         if self._urgent or now - self._reported_at >= REPORT_EVERY_S or self._aborted:
             self._report(idle=False)
         for work, reason in self._ended:  # after the report, which has the last text of all of them

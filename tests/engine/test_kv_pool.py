@@ -159,6 +159,53 @@ def test_nobody_changes_anothers_bits(make_pool: MakePool, cells: int, exact: bo
     assert [run.bits == undisturbed(make_pool, run) for run in ended] == [True] * 12
 
 
+def test_cells_taken_in_turns_are_gathered(make_pool: MakePool) -> None:
+    """Tasks that decode together, long enough to be gathered several times, while others come with prompts, leave
+    prefixes and take them: every bit is that of a run alone, and each sequence lies in rows.
+    """
+    choice, pool = random.Random(3), make_pool(4096, sequences=8)
+    runs = [begin(pool, Run(words(choice, 20 + number), 160), number) for number in range(5)]
+    old = Run(words(choice, 20), 3, "old")
+    for turn in range(150):
+        step(pool, runs, chunk=12 if turn < 60 else 48)
+        if turn == 30:
+            runs.append(begin(pool, old, 5))
+        if turn == 37:
+            leave(pool, runs.pop())
+        if turn == 45:
+            runs.insert(0, begin(pool, Run(old.tokens + words(choice, 9), 120, "old"), 6))
+        if turn == 90:
+            leave(pool, runs.pop(1))
+        if turn == 110:
+            runs.append(begin(pool, Run(words(choice, 90), 60), 0))
+            step(pool, runs)
+            step(pool, runs)
+            assert pool._live[0] == 90  # a prompt lies in a row: it is not moved
+    pool._settle()
+    assert runs[0].reused == old.computed
+    assert [run.bits == undisturbed(make_pool, run)[: len(run.bits)] for run in runs] == [True] * 6
+    assert max(rows(pool, run.sequence) for run in runs) <= 20  # of 150
+
+
+def rows(pool: KvPool, sequence: int) -> int:
+    """In how many rows of neighbouring cells a sequence lies.
+
+    The saved state of all sequences begins with four numbers, the last one how many cells are in use, and has for each,
+    in ascending order, its position, the number of its sequences, and these.
+    """
+    size = pool.context.state_size(-1)
+    state = (ctypes.c_uint8 * size)()
+    pool.context.save(-1, ctypes.addressof(state), size)
+    numbers = memoryview(state).cast("B")[: size // 4 * 4].cast("i")
+    at, found, before = 4, 0, False
+    for _ in range(numbers[3]):
+        count = numbers[at + 1]
+        here = sequence in numbers[at + 2 : at + 2 + count]
+        found += here and not before
+        at, before = at + 2 + count, here
+    return found
+
+
 def test_no_turn_lands_below_its_prefix(make_pool: MakePool) -> None:
     """With nobody running, the oldest prefix goes; a later one's next turn must not fill the cells that it had."""
     choice, pool = random.Random(5), make_pool(4096)
@@ -296,6 +343,6 @@ def test_parked_memory_goes_back_to_the_system(model: LlamaModel, tiny: Path) ->
 
 
 def test_too_many_sequences_are_refused(make_pool: MakePool) -> None:
-    """The kernel's, the prefixes' and the grave must be fewer than llama.cpp's 256."""
-    with pytest.raises(EngineFailed, match="at most 239"):
+    """The kernel's, the prefixes', and two more must be fewer than llama.cpp's 256."""
+    with pytest.raises(EngineFailed, match="at most 238"):
         make_pool(sequences=240)
