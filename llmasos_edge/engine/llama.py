@@ -177,6 +177,10 @@ class LlamaContext:
             raise EngineFailed(f"llama_decode: {status} for {at} tokens: {'; '.join(_log)}")
         return status
 
+    def logits(self, index: int) -> Any:
+        """The row of logits of a batch position: a pointer to one float a token of the vocabulary."""
+        return L.llama_get_logits_ith(self.pointer, index)
+
     def remove(self, sequence: int, start: int = 0) -> None:
         """Positions from `start` on."""
         L.llama_memory_seq_rm(self._memory, sequence, start, -1)

@@ -2,7 +2,7 @@
 
 import ctypes
 import math
-from typing import Final
+from typing import Any, Final
 
 from llmasos_edge.engine.llama import L, LlamaContext, LlamaModel
 from llmasos_edge.engine.protocol import Sampling
@@ -19,6 +19,7 @@ class Sampler:
     def __init__(self, model: LlamaModel, sampling: Sampling, grammar: str | None) -> None:
         """Raises BadRequest if llama.cpp can't compile the grammar."""
         self._chain: Final = _chain(sampling)
+        self._greedy: Final = _Greedy(self._chain, model.vocabulary_size) if sampling.temperature <= 0 else None
         self._constrained = None
         if grammar is not None:
             rules = L.llama_sampler_init_grammar(model.vocabulary, grammar.encode(), b"root")
@@ -32,7 +33,10 @@ class Sampler:
 
     def sample(self, context: LlamaContext, index: int) -> int:
         """The next token from the logits of batch position `index`."""
-        token = int(L.llama_sampler_sample(self._chain, context.pointer, index))
+        if self._greedy is not None:
+            token = self._greedy.sample(context, index)
+        else:
+            token = int(L.llama_sampler_sample(self._chain, context.pointer, index))
         if self._constrained is None:
             return token
         if not self._allows(token):
@@ -50,6 +54,30 @@ class Sampler:
         L.llama_sampler_free(self._chain)
         if self._constrained is not None:
             L.llama_sampler_free(self._constrained)
+
+
+class _Greedy:
+    """The token of the greatest logit, without a list of all candidates, whose making takes longer than the choice.
+
+    A candidate is (id, logit, p), of 12 bytes, and the greedy sampler reads its logit alone: over the bare row of
+    logits, 4 bytes each, it finds the greatest of every third one. Three looks find that of all; of equals the first.
+    """
+
+    def __init__(self, sampler: object, vocabulary: int) -> None:
+        self._sampler, self._vocabulary = sampler, vocabulary
+        self._row = L.llama_token_data_array(None, 0, -1, False)
+
+    def sample(self, context: LlamaContext, index: int) -> int:
+        logits = context.logits(index)
+        return max((self._third(logits, first) for first in range(3)), key=lambda token: (logits[token], -token))
+
+    def _third(self, logits: Any, first: int) -> int:
+        """The greatest of tokens `first`, `first` + 3, ..."""
+        address = ctypes.addressof(logits.contents) + 4 * first - L.llama_token_data.logit.offset
+        self._row.data = ctypes.cast(address, ctypes.POINTER(L.llama_token_data))
+        self._row.size, self._row.selected = (self._vocabulary - first + 2) // 3, -1
+        L.llama_sampler_apply(self._sampler, ctypes.byref(self._row))
+        return first + 3 * int(self._row.selected)
 
 
 def _chain(sampling: Sampling, first: object = None) -> object:

@@ -1,5 +1,7 @@
 """Tests of the samplers: seeds, temperatures, grammars that repair, and what closing gives back."""
 
+import ctypes
+import random
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 from llmasos_edge.engine.grammar import grammar_of
 from llmasos_edge.engine.llama import LlamaContext, LlamaModel
 from llmasos_edge.engine.protocol import Sampling
-from llmasos_edge.engine.sampling import Sampler
+from llmasos_edge.engine.sampling import Sampler, _Greedy
 from llmasos_edge.errors import BadRequest
 
 PROMPT = array("i", range(2000, 2020))
@@ -49,6 +51,37 @@ def sampler(model: LlamaModel) -> Iterator[Callable[..., Sampler]]:
     yield make
     for each in made:
         each.close()
+
+
+class Row:
+    """A context with one row of logits."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = (ctypes.c_float * len(values))(*values)
+
+    def logits(self, _index: int) -> object:
+        return ctypes.cast(self.values, ctypes.POINTER(ctypes.c_float))
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 31, 997])
+def test_greedy_finds_the_greatest(sampler: Callable[..., Sampler], size: int) -> None:
+    """Wherever it is; of equals the first."""
+    choice = random.Random(size)
+    greedy = _Greedy(sampler(temperature=0.0)._chain, size)
+    for place in range(size):
+        values = [choice.uniform(-9, 9) for _ in range(size)]
+        values[place] = 10.0
+        assert greedy.sample(Row(values), 0) == place  # type: ignore[arg-type]
+    assert greedy.sample(Row([-1.0] * size), 0) == 0  # type: ignore[arg-type]
+
+
+def test_greedy_without_logits_fails_and_lives(model: LlamaModel, sampler: Callable[..., Sampler]) -> None:
+    """A batch position that has none is an error of ours, not the end of the process."""
+    context = LlamaContext(model, 256, 2, "q8_0", 1)
+    context.decode([(0, PROMPT, 0, True)])
+    with pytest.raises(ValueError, match="NULL"):
+        sampler(temperature=0.0).sample(context, 0)
+    context.close()
 
 
 def test_the_seed_decides(generate: Generate, sampler: Callable[..., Sampler]) -> None:
