@@ -12,7 +12,7 @@ from llmasos_edge.errors import EngineFailed
 from llmasos_edge.kernel.hal import Quantum, Report
 from llmasos_edge.kernel.units import TaskId, Tokens
 
-REPORT_EVERY_S: Final = 0.04  # text is gathered for so long, but a first token or an end is told at once
+REPORT_EVERY_S: Final = 0.09  # text is gathered for so long, but a first token or an end is told at once
 
 
 class Stepper:
