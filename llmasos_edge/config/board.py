@@ -1,6 +1,8 @@
-"""The boards: one YAML file each (RAM, cores, sensors, safe defaults), and which of them this machine is."""
+"""The boards: one YAML file each (RAM, cores, storage, sensors, safe defaults), and which of them this machine is."""
 
 import platform
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,8 @@ COMPATIBLE = Path("/proc/device-tree/compatible")
 
 _GENERIC = {"x86_64": "generic-x86-64", "aarch64": "generic-arm64"}
 _MACHINES = {it: it for it in _GENERIC}
-_STORAGE = {it: it for it in ("sd", "emmc", "nvme", "usb", "sata")}
+_STORAGE = ("sd", "emmc", "nvme", "usb", "sata", "virtual")
+_DEVICE_TREE = re.compile(r"[a-z0-9-]+/[A-Za-z0-9+._-]+\.dtb", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,23 +30,44 @@ class BoardDefaults:
 
 
 @dataclass(frozen=True, slots=True)
+class BoardModel:
+    """A model of the catalogue that is known to suit a board, with the longest context that is pleasant there."""
+
+    name: str
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
 class Board:
-    """A kind of machine. `ram` lists the sizes that it is sold with (empty: any); `reserve` is left to the system."""
+    """A kind of machine: what it has, what it is good for, and what an image for it must carry.
+
+    `ram` lists the sizes that it is sold with (empty: any), `reserve` is left to the system. `storage_read_per_s` names
+    the kinds of disk that may hold a node's state, with the least that each should read in a second. `kernel` is a
+    Debian package, and `device_trees` are files of its `dtb` folder; both are empty where no image is built.
+    """
 
     name: str
     description: str
     machine: str
     compatible: tuple[str, ...]
+    kernel: str | None
+    device_trees: tuple[str, ...]
     ram: tuple[Bytes, ...]
     reserve: Bytes
     cores: int | None
-    storage: tuple[str, ...]
+    storage_read_per_s: Mapping[str, Bytes]
     thermal_zones: tuple[str, ...]
+    throttles_at_c: int
+    models: tuple[BoardModel, ...]
     defaults: BoardDefaults
 
     def budget(self, ram: Bytes) -> Bytes:
         """The memory budget of a node on this board with so much RAM, when the node file names none."""
         return Bytes(max(ram - self.reserve, ram // 2))
+
+    def context(self, model: str) -> int:
+        """The context of a model whose entry in the node file names none."""
+        return next((it.context for it in self.models if it.name == model), self.defaults.context)
 
 
 def load_board(name: str, boards: Path) -> Board:
@@ -77,13 +101,35 @@ def _board(spec: Section, name: str, description: str) -> Board:
         description=description,
         machine=spec.need("machine", values.one_of(_MACHINES), ""),
         compatible=spec.items("compatible", values.text),
+        kernel=spec.take("kernel", values.name, None),
+        device_trees=spec.items("device_trees", _device_tree),
         ram=spec.items("ram", values.size),
         reserve=spec.need("reserve", values.size, Bytes(0)),
         cores=spec.take("cores", values.integer(1, 1024), None),
-        storage=spec.items("storage", values.one_of(_STORAGE)),
+        storage_read_per_s=_storage(spec),
         thermal_zones=spec.items("thermal_zones", values.text),
+        throttles_at_c=spec.need("throttles_at_c", values.integer(40, 125), 0),
+        models=tuple(_model(it) for it in spec.sections("models")),
         defaults=safe,
     )
+
+
+def _storage(spec: Section) -> Mapping[str, Bytes]:
+    with spec.section("storage_read_per_s") as storage:
+        taken = {kind: storage.take(kind, values.size, Bytes(0)) for kind in _STORAGE}
+        return {kind: least for kind, least in taken.items() if kind in storage}
+
+
+def _model(section: Section) -> BoardModel:
+    with section as model:
+        return BoardModel(model.need("name", values.name, ""), model.need("context", values.context, 0))
+
+
+def _device_tree(value: object) -> str:
+    """A file below the folder of a kernel's device trees."""
+    if not _DEVICE_TREE.fullmatch(values.text(value)):
+        raise values.WrongValue(f"{values.described(value)} is no device tree: write it like vendor/board.dtb")
+    return str(value)
 
 
 def detect_board(boards: Path, compatible: Path = COMPATIBLE, machine: str = platform.machine()) -> Board:

@@ -132,12 +132,13 @@ def _scheduler(spec: Section) -> SchedulerConfig:
 
 def _model(section: Section, board: Board) -> ModelConfig:
     with section as model:
-        context = model.take("context", values.context, board.defaults.context)
+        name = model.need("name", values.name, "")
+        context = model.take("context", values.context, board.context(name))
         pool = model.take("kv_pool", _kv_pool, None)
         if pool is not None and pool < context:
             model.report("kv_pool", f"{pool} cells can't hold one task of {context} tokens (context)")
         return ModelConfig(
-            name=model.need("name", values.name, ""),
+            name=name,
             context=context,
             sequences=model.take("sequences", values.sequences, board.defaults.sequences),
             kv_pool=pool,

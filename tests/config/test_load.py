@@ -48,6 +48,13 @@ def test_the_shortest_node(tmp_path: Path) -> None:
     assert config.sessions.keep_s == 7 * 24 * 3600
 
 
+def test_a_recommended_context(tmp_path: Path) -> None:
+    """A model that the board knows gets the board's context for it, any other the board's default."""
+    both = MODELS.replace("}]", "}, {name: other}]")
+    models = load(tmp_path, "  board: raspberry-pi-5\n" + both).models
+    assert [model.context for model in models] == [8192, 4096]
+
+
 def test_everything_that_a_node_may_say(tmp_path: Path) -> None:
     """Each key of the contract arrives where it belongs."""
     config = load(
