@@ -9,27 +9,32 @@ from typing import Any
 
 import click
 
-from llmasos_edge.cli.host import Finding, Host, mosquitto
+from llmasos_edge.cli import storage
+from llmasos_edge.cli.host import Finding, Host, mosquitto, synchronised
+from llmasos_edge.cli.models import DEFAULT_STATE
 from llmasos_edge.cli.node import connect, examples, json_option, put_json
 from llmasos_edge.cli.render import STATE_STYLES, line
-from llmasos_edge.errors import LLMasOSError, Unreachable
+from llmasos_edge.config.board import detect_board, load_board
+from llmasos_edge.errors import ConfigError, LLMasOSError, Unreachable
+from llmasos_edge.resources import resource
+from llmasos_edge.services.store import ModelStore
 
 PATIENCE_S = 5.0
 
 
-@click.command(epilog=examples("llmasos doctor"))
+@click.command(epilog=examples("llmasos doctor", "llmasos doctor --state .state/demo"))
 @click.option(
     "--state",
     type=click.Path(path_type=Path),
-    default=lambda: os.environ.get("STATE_DIRECTORY") or "/var/lib/llmasos",
-    help="Where the node keeps its models and journal.  [default: /var/lib/llmasos]",
+    help="Where the node keeps its models and journal.  [default: where the node says, or /var/lib/llmasos]",
 )
 @json_option
 @click.pass_context
-def doctor(ctx: click.Context, state: Path, as_json: bool) -> None:
-    """Check the node and its machine.
+def doctor(ctx: click.Context, state: Path | None, as_json: bool) -> None:
+    """Check the node, its machine, and whether that is as its board should be.
 
-    Each line that is not ok says how to mend it. Exits 1 when a check failed.
+    Each line that is not ok says how to mend it. It reads the models anew and measures the disk, which takes seconds.
+    Exits 1 when a check failed.
     """
     findings = []
     for finding in _findings(state):
@@ -41,8 +46,8 @@ def doctor(ctx: click.Context, state: Path, as_json: bool) -> None:
     ctx.exit(1 if any(finding.state == "FAIL" for finding in findings) else 0)
 
 
-def _findings(state: Path) -> Iterator[Finding]:
-    host = Host()
+def _findings(state: Path | None) -> Iterator[Finding]:
+    host, status = Host(), None
     try:
         with connect(PATIENCE_S) as client:
             status, mem, models = client.call("status"), client.call("mem"), client.call("models")
@@ -51,14 +56,41 @@ def _findings(state: Path) -> Iterator[Finding]:
             yield mosquitto(needed=status["broker"]["managed"])
             yield host.memory(max(0, mem["budget"] - (mem.get("measured") or 0)))
             yield host.memlock(client.node_pid, sum(model.get("size") or 0 for model in models if model.get("pinned")))
-        yield from _stored_models(status)
+        yield from _models(status)
     except LLMasOSError as error:
         yield Finding("daemon", "FAIL", error.message, _daemon_mend(error))
         yield mosquitto(needed=False)
-    yield host.disk(state)
-    yield host.clock(time.time())
-    yield host.kernel()
+    folder = state or Path(status["state_dir"] if status else os.environ.get("STATE_DIRECTORY") or DEFAULT_STATE)
+    if status is None:
+        yield from _stored_models(folder)
+    yield host.disk(folder)
+    yield host.clock(time.time(), synchronised())
     yield host.controllers()
+    try:
+        yield from _board(host, folder, status["board"] if status else None)
+    except ConfigError as error:
+        yield Finding("board", "FAIL", error.message, "name a board of the list in the node file, `spec.board`")
+
+
+def _board(host: Host, state: Path, named: str | None) -> Iterator[Finding]:
+    """The machine against its board: the one that the node runs with, or, without a node, the one that is detected."""
+    boards = resource("board")
+    board = load_board(named, boards) if named else None
+    found = detect_board(boards, host.proc / "device-tree/compatible")
+    if board is None or board == found:
+        board = found
+        yield Finding("board", "ok", f"{board.name}: {board.description}")
+    else:
+        what = f"the node is told to be a {board.name}, and the machine is a {found.name}"
+        yield Finding("board", "warn", what, "take `board` out of the node file, or write `board: auto`")
+    yield host.kernel(board)
+    yield host.ram(board)
+    yield host.cores(board)
+    if state.is_dir():
+        yield storage.judge(storage.kind_of(state, host.proc, host.sys), storage.measure(state), board)
+    yield host.temperature(board)
+    if (power := host.power()) is not None:
+        yield power
 
 
 def _daemon_mend(error: LLMasOSError) -> str:
@@ -81,7 +113,7 @@ def _node(status: dict[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _stored_models(status: dict[str, Any]) -> Iterator[Finding]:
+def _models(status: dict[str, Any]) -> Iterator[Finding]:
     """Each model of the node, its file read and hashed anew: seconds for a large one."""
     for model in status["models"]:
         name = model["id"]
@@ -89,12 +121,28 @@ def _stored_models(status: dict[str, Any]) -> Iterator[Finding]:
             with connect() as client:
                 client.call("model.verify", model=name)
         except LLMasOSError as error:
-            mend = f"`llmasos model rm {name}`, then `llmasos model pull {name}`"
-            yield Finding("model", "FAIL", error.message, mend)
+            yield Finding("model", "FAIL", error.message, _model_mend(name))
         else:
             yield Finding("model", "ok", f"{name} is {model['state']}, its file is whole")
-    if not status["models"]:
-        yield Finding("model", "warn", "the node has none", "name one under `models` in the node file")
+
+
+def _stored_models(state: Path) -> Iterator[Finding]:
+    """Without a node: each model of the state folder."""
+    folder = state / "models"
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return
+    store = ModelStore(folder, None)
+    for name in store.names():
+        try:
+            store.verify(name)
+        except LLMasOSError as error:
+            yield Finding("model", "FAIL", error.message, _model_mend(name))
+        else:
+            yield Finding("model", "ok", f"{name}: its file is whole")
+
+
+def _model_mend(name: str) -> str:
+    return f"`llmasos model rm {name}`, then `llmasos model pull {name}`"
 
 
 def _say(finding: Finding) -> None:

@@ -51,6 +51,7 @@ def _say_status(shape: dict[str, Any]) -> None:
     ready = "ready" if shape["ready"] else "not ready"
     render.line(f"{shape['site']}/{shape['node']}: {shape['state']}, {ready} (LLMasOS Edge {shape['version']})")
     render.line(f"since   {shape['since']}, boot {shape['boot_id']}")
+    render.line(f"board   {shape['board']}")
     broker = shape["broker"]
     facts = ["connected" if broker["connected"] else "NOT CONNECTED", "managed" if broker["managed"] else "foreign"]
     render.line(f"broker  {broker['url']} ({', '.join(facts)}, trust {broker['trust']})")

@@ -338,6 +338,7 @@ class Node:
         return {
             "node": self.config.name,
             "site": self.config.site,
+            "board": self.config.board.name,
             "version": __version__,
             "boot_id": self.boot_id,
             "boot": self.boot,

@@ -11,6 +11,7 @@ MIB = 2**20
 STATUS = {
     "node": "kitchen",
     "site": "home",
+    "board": "raspberry-pi-4",
     "version": "0.1.0",
     "boot_id": "b7",
     "state": "online",
@@ -26,6 +27,7 @@ STATUS = {
     "models": [{"id": "smollm2-135m", "state": "loaded"}],
     "apps": ["summarize"],
     "tasks": {"READY": 1, "RUNNING": 1, "BLOCKED": 0},
+    "state_dir": "/nonexistent",
 }
 TASK = {
     "id": "b7-1",

@@ -87,10 +87,11 @@ def test_apps_trigger(llmasos: Invoke) -> None:
 
 
 def test_status_words(llmasos: Invoke) -> None:
-    """The status names node, readiness, broker, models and tasks."""
+    """The status names node, board, readiness, broker, models and tasks."""
     text = llmasos("status").stdout
     for words in (
         "home/kitchen: online, ready",
+        "board   raspberry-pi-4\n",
         "mqtt://127.0.0.1:18830 (connected",
         "smollm2-135m loaded",
         "1 READY, 1 RUNNING\n",

@@ -6,27 +6,46 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from llmasos_edge.cli.host import OLDEST_DATE, Host, mosquitto
+from llmasos_edge.cli.host import OLDEST_DATE, Finding, Host, mosquitto, synchronised
 from llmasos_edge.cli.main import cli
+from llmasos_edge.config.board import load_board
 from llmasos_edge.errors import StoreError
+from llmasos_edge.resources import resource
+from llmasos_edge.services.store import ModelStore
 from tests.cli.conftest import Invoke
 from tests.cli.scripted_node import STATUS, ScriptedNode
 
 GIB = 2**30
+PI_4 = load_board("raspberry-pi-4", resource("board"))
+JETSON = load_board("jetson-orin-nano", resource("board"))
 
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
-    """A machine with 1 GiB available, Linux 6.12, PSI, cgroup v2, and a process 7 that may lock 64 MiB."""
-    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
-    for folder in (proc / "sys/kernel", proc / "pressure", proc / "7", cgroup):
+    """A Raspberry Pi 4 of 2 GB: 1 GiB available, Linux 6.12, PSI, cgroup v2, and a process 7 that may lock 64 MiB."""
+    proc, system = tmp_path / "proc", tmp_path / "sys"
+    zone, cooler, sensor = (
+        system / "class" / it for it in ("thermal/thermal_zone0", "thermal/cooling_device0", "hwmon/hwmon0")
+    )
+    cgroup, processors = system / "fs/cgroup", system / "devices/system/cpu"
+    for folder in (proc / "sys/kernel", proc / "pressure", proc / "7", cgroup, processors, zone, cooler, sensor):
         folder.mkdir(parents=True)
+    for file, text in (
+        (processors / "online", "0-3"),
+        (zone / "type", "cpu-thermal"),
+        (zone / "temp", "48312"),
+        (cooler / "type", "cpufreq-cpu0"),
+        (cooler / "cur_state", "0"),
+        (sensor / "name", "rpi_volt"),
+        (sensor / "in0_lcrit_alarm", "0"),
+    ):
+        file.write_text(f"{text}\n")
     (proc / "meminfo").write_text("MemTotal:        2048000 kB\nMemAvailable:    1048576 kB\n")
     (proc / "sys/kernel/osrelease").write_text("6.12.0-rpi\n")
     (proc / "pressure/memory").write_text("")
     (proc / "7/limits").write_text("Max locked memory         67108864             67108864             bytes\n")
     (cgroup / "cgroup.controllers").write_text("cpu io memory pids\n")
-    return Host(proc, cgroup)
+    return Host(proc, system)
 
 
 def test_memory(host: Host) -> None:
@@ -38,20 +57,76 @@ def test_memory(host: Host) -> None:
 
 
 def test_kernel(host: Host) -> None:
-    """An old kernel fails, one without PSI is warned of."""
-    assert host.kernel().state == "ok"
+    """An old kernel fails, one without PSI is warned of, and one that is not the image's is told."""
+    release = host.proc / "sys/kernel/osrelease"
+    assert host.kernel(PI_4).what == "6.12.0-rpi, not of the image's linux-image-arm64"
+    release.write_text("7.3.4+deb13-arm64\n")
+    assert host.kernel(PI_4) == Finding("kernel", "ok", "7.3.4+deb13-arm64")
+    release.write_text("5.15.148-tegra\n")
+    assert host.kernel(JETSON).what == "5.15.148-tegra"
     (host.proc / "pressure/memory").unlink()
-    assert "psi=1" in host.kernel().mend
-    (host.proc / "sys/kernel/osrelease").write_text("4.9.337-tegra\n")
-    assert host.kernel().state == "FAIL"
+    assert "psi=1" in host.kernel(JETSON).mend
+    release.write_text("4.9.337-tegra\n")
+    assert host.kernel(JETSON).state == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("kib", "state"),
+    [(930_000, "ok"), (1_900_000, "ok"), (1_300_000, "warn"), (500_000, "warn"), (16_000_000, "ok")],
+)
+def test_ram(host: Host, kib: int, state: str) -> None:
+    """A size that the board is sold with, less what firmware and kernel keep; more than any is a newer board."""
+    (host.proc / "meminfo").write_text(f"MemTotal: {kib} kB\n")
+    finding = host.ram(PI_4)
+    assert finding.state == state
+    if state == "warn":
+        assert finding.what.endswith("but such a board has 1.0 GiB, 2.0 GiB, 4.0 GiB, 8.0 GiB")
+        assert "gpu_mem=" in finding.mend
+
+
+def test_cores(host: Host) -> None:
+    """A power mode or a word on the command line that turns cores off is told."""
+    assert host.cores(PI_4) == Finding("cores", "ok", "4")
+    (host.sys / "devices/system/cpu/online").write_text("0,2-4\n")
+    finding = host.cores(JETSON)
+    assert (finding.state, finding.what) == ("warn", "4 of 6 are online")
+    assert "nvpmodel" in finding.mend
+
+
+def test_temperature(host: Host) -> None:
+    """Hot, slowed down, or without the sensor that the board should have: each is warned of."""
+    thermal = host.sys / "class/thermal"
+    assert host.temperature(PI_4) == Finding("heat", "ok", "cpu-thermal 48 C")
+    (thermal / "thermal_zone0/temp").write_text("80000\n")
+    assert host.temperature(PI_4).state == "warn"
+    (thermal / "thermal_zone0/temp").write_text("70000\n")
+    (thermal / "cooling_device0/cur_state").write_text("2\n")
+    assert host.temperature(PI_4).what == "cpu-thermal 70 C: the processor is slowed down now"
+    (thermal / "cooling_device0/type").write_text("pwm-fan\n")
+    assert host.temperature(PI_4).state == "ok"
+    (thermal / "thermal_zone0/temp").write_text("")
+    assert host.temperature(PI_4).what == "no sensors; the kernel has no thermal zone cpu-thermal"
+
+
+def test_power(host: Host) -> None:
+    """A weak supply is told by the firmware of a Raspberry Pi, and by no other board."""
+    sensor = host.sys / "class/hwmon/hwmon0"
+    assert host.power() == Finding("power", "ok", "no under-voltage")
+    (sensor / "in0_lcrit_alarm").write_text("1\n")
+    alarm = host.power()
+    assert alarm is not None
+    assert alarm.state == "warn"
+    (sensor / "name").write_text("nvme\n")
+    assert host.power() is None
 
 
 def test_controllers(host: Host) -> None:
     """A kernel without the memory controller, as on Raspberry Pi OS, gets the word for its command line."""
     assert host.controllers().state == "ok"
-    (host.cgroup / "cgroup.controllers").write_text("cpu io pids\n")
+    controllers = host.sys / "fs/cgroup/cgroup.controllers"
+    controllers.write_text("cpu io pids\n")
     assert "cgroup_enable=memory" in host.controllers().mend
-    (host.cgroup / "cgroup.controllers").unlink()
+    controllers.unlink()
     assert "unified_cgroup_hierarchy" in host.controllers().mend
 
 
@@ -64,9 +139,12 @@ def test_memlock(host: Host) -> None:
 
 
 def test_clock(host: Host) -> None:
-    """A board that woke in 1970 is told."""
-    assert host.clock(OLDEST_DATE).state == "ok"
-    assert host.clock(0).what == "1970-01-01 00:00 UTC has passed already"
+    """A board that woke in 1970 is told, and one whose clock nothing keeps right."""
+    assert host.clock(0, False).what.endswith("no clock chip that runs while the power is off, has passed already")
+    (host.sys / "class/rtc/rtc0").mkdir(parents=True)
+    assert host.clock(OLDEST_DATE, True) == Finding("clock", "ok", "2026-01-01 00:00 UTC, synchronised")
+    assert host.clock(OLDEST_DATE, False).what == "2026-01-01 00:00 UTC, not synchronised"
+    assert isinstance(synchronised(), bool)
 
 
 def test_disk_of_a_folder_that_is_not_yet(host: Host, tmp_path: Path) -> None:
@@ -120,4 +198,31 @@ def test_no_node(tmp_path: Path) -> None:
     found = checks(result.stdout)
     assert result.exit_code == 1
     assert found["daemon"]["state"] == "FAIL"
-    assert "kernel" in found
+    assert {"kernel", "board", "ram", "cores", "heat"} <= found.keys()
+
+
+def test_models_without_a_node(tmp_path: Path) -> None:
+    """Without a daemon the state folder's models are read all the same, and the disk is measured."""
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(100))
+    store = ModelStore(tmp_path / "models", None)
+    store.add(tmp_path / "m.gguf", "mine")
+    command = ["--socket", str(tmp_path / "none"), "doctor", "--json", "--state", str(tmp_path)]
+    found = checks(CliRunner().invoke(cli, command).stdout)
+    assert found["model"]["what"] == "mine: its file is whole"
+    assert "a commit takes" in found["storage"]["what"]
+    stored = store.find("mine")
+    assert stored is not None
+    stored.path.chmod(0o600)
+    stored.path.write_bytes(b"other")
+    assert checks(CliRunner().invoke(cli, command).stdout)["model"]["state"] == "FAIL"
+
+
+def test_another_board(llmasos: Invoke, node: ScriptedNode, tmp_path: Path) -> None:
+    """A node that is told to be another board than the machine is, is warned of; an unknown board fails."""
+    warned = checks(llmasos("doctor", "--json", "--state", str(tmp_path)).stdout)["board"]
+    assert warned["state"] == "warn"
+    assert warned["what"].startswith("the node is told to be a raspberry-pi-4, and the machine is a generic-")
+    node.results["status"] = STATUS | {"board": "raspberry-pi-44"}
+    failed = checks(llmasos("doctor", "--json", "--state", str(tmp_path)).stdout)["board"]
+    assert failed["state"] == "FAIL"
+    assert 'did you mean "raspberry-pi-4"' in failed["what"]
