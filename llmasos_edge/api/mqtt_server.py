@@ -66,9 +66,16 @@ class MqttWaiter:
     """One request's caller. Called on the kernel's or the journal's thread."""
 
     def __init__(
-        self, route: Route, publisher: Publisher, delivered: Callable[[], None], unsent: Callable[[], None]
+        self,
+        route: Route,
+        publisher: Publisher,
+        delivered: Callable[[], None],
+        unsent: Callable[[], None],
+        *,
+        durable: bool,
     ) -> None:
         self._route, self._publisher, self._delivered, self._unsent = route, publisher, delivered, unsent
+        self._durable = durable
         self._seq, self._attempt = 0, 0
         self._held = ""
         self._sent_at = 0.0
@@ -80,7 +87,9 @@ class MqttWaiter:
     __hash__ = None  # type: ignore[assignment]
 
     def accepted(self, message: Accepted) -> None:
-        self._send(accepted(self._route.topic), encode(message), qos=1)
+        """The promise that there will be a reply: what never touches the disk (QoS 0) does not get it."""
+        if self._durable:
+            self._send(accepted(self._route.topic), encode(message), qos=1)
 
     def delta(self, text: str, attempt: int) -> None:
         if not self._route.stream:
@@ -216,18 +225,19 @@ class MqttServer:
             request=request,
             caller=caller,
             id=request_id,
-            waiter=self._waiter(route, caller.client, request_id),
+            waiter=self._waiter(route, caller.client, request_id, durable=incoming.qos > 0),
             durable=incoming.qos > 0,
             route=msgspec.json.encode(route),
             deadline_ms=min(limits, default=None),
             ack=incoming.ack,
         )
 
-    def _waiter(self, route: Route, client: str, request_id: str) -> MqttWaiter:
+    def _waiter(self, route: Route, client: str, request_id: str, *, durable: bool = True) -> MqttWaiter:
         def unsent() -> None:
             self._unsent = True
 
-        return MqttWaiter(route, self._publisher(), partial(self._journal.delivered, client, request_id), unsent)
+        delivered = partial(self._journal.delivered, client, request_id)
+        return MqttWaiter(route, self._publisher(), delivered, unsent, durable=durable)
 
     def _route(
         self, incoming: Incoming, caller: Caller, reply_to: str | None, request_id: str, *, stream: bool

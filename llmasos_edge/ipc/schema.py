@@ -13,7 +13,8 @@ MAX_DEPTH = 8  # schemas within schemas
 MAX_NODES = 512  # objects, lists, and members of lists
 MAX_PATTERN = 200  # characters
 MAX_REPEATS = 4096  # of all counted repetitions of one pattern, multiplied
-CAPS = {"maxLength": 4096, "minLength": 4096, "maxItems": 256, "minItems": 256}
+CAPS = {"maxLength": 4096, "minLength": 2000, "maxItems": 256, "minItems": 256}  # 2000: what a grammar can count to
+RANGES = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minimum", "maximum"))
 LARGEST_BOUND = 10**15
 TYPES = frozenset({"object", "array", "string", "number", "integer", "boolean", "null"})
 NAME_KEYS = ("properties", "patternProperties", "$defs", "definitions")
@@ -76,6 +77,10 @@ def _check_keys(value: dict[str, object], at: str, root: dict[str, object], kind
             fault = _fault(key, part, root)
         if fault:
             raise BadRequest(f"{at}.{key}: {fault}")
+    for low, high in RANGES if kind is Kind.SCHEMA else ():
+        least, most = value.get(low), value.get(high)
+        if isinstance(least, int | float) and isinstance(most, int | float) and least > most:
+            raise BadRequest(f"{at}.{low}: {least} is more than `{high}`, {most}: no answer can be both")
 
 
 def _fault(key: str, value: object, root: dict[str, object]) -> str | None:

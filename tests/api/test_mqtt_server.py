@@ -114,6 +114,15 @@ def test_a_stream_and_its_reply(desk: Desk, server: MqttServer, wire: Wire) -> N
     assert wire.acks == 1
 
 
+def test_only_what_is_on_disk_is_promised(desk: Desk, server: MqttServer, wire: Wire) -> None:
+    """A request at QoS 0 is answered, and gets no `accepted`: after a crash nobody would know of it."""
+    server.on_request(wire.incoming("generate", b'{"id": "a", "prompt": "x"}', qos=0))
+    desk.settle()
+    desk.answer("done")
+    desk.until(lambda: wire.on(f"{RES}/a"))
+    assert not wire.on(f"{RES}/a/accepted")
+
+
 @pytest.mark.parametrize(
     ("body", "more", "topic", "code"),
     [

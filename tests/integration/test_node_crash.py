@@ -93,11 +93,11 @@ def test_sigterm_lets_durable_work_go_on_after_the_restart(outer_node: RealNode,
     calm = phone.reply("calm")["output"]["text"]
     phone.generate("durable", "Once upon a time", max_tokens=60)
     phone.next(f"{ROOT}/res/phone/durable/accepted")
-    phone.generate("effort", "Once upon a time", qos=0, max_tokens=400)
+    phone.generate("effort", "Once upon a time", qos=0, max_tokens=400, stream=True)
     with outer_node.client() as client:
         stream = client.stream("submit", op="generate", body={"prompt": "Once upon a time", "max_tokens": 400})
         next(stream)
-        phone.next(f"{ROOT}/res/phone/effort/accepted")
+        phone.next(f"{ROOT}/res/phone/effort/stream")
         began = time.monotonic()
         assert outer_node.terminate() == 0
         assert time.monotonic() - began < 8
