@@ -67,6 +67,7 @@ def model_row(processor: Processor) -> Json:
         "running": len(processor.running),
         "ready": len(processor.ready),
         "deterministic": processor.details.get("deterministic"),
+        "sandbox": processor.details.get("sandbox"),
     }
 
 

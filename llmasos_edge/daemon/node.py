@@ -26,6 +26,7 @@ from llmasos_edge.daemon.machine import DAEMON_BYTES, Hardware
 from llmasos_edge.daemon.models import Errands, NodeModels
 from llmasos_edge.daemon.state_lock import StateLock
 from llmasos_edge.engine.protocol import Answer, Command
+from llmasos_edge.engine.sandbox import FULL
 from llmasos_edge.errors import ConfigError, LLMasOSError, ShuttingDown
 from llmasos_edge.ipc.control import ControlServer
 from llmasos_edge.kernel import hal
@@ -304,6 +305,7 @@ class Node:
             case hal.Loaded() | hal.Died() | hal.Prepared() | hal.Refused() | hal.Parked() | hal.Finished():
                 self.dispatcher.handle(message, now)
                 if isinstance(message, hal.Loaded):
+                    _check_sandbox(message)
                     self._check_ready()
             case _:
                 log.error("worker of %s sent a %s", model, type(message).__name__)
@@ -379,6 +381,15 @@ class Node:
                 log.error("not reloaded: %s", error.message)
 
         self.loop.post(run)
+
+
+def _check_sandbox(loaded: hal.Loaded) -> None:
+    sandbox = loaded.details.get("sandbox")
+    if sandbox != FULL:
+        log.warning(
+            "the worker of %s has less of a sandbox than it could have, %s of %s: this kernel offers no more",
+            *(loaded.model, sandbox, FULL),
+        )
 
 
 def _security(config: NodeConfig) -> Security:

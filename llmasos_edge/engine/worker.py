@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from llmasos_edge.engine import sandbox
 from llmasos_edge.engine.answer_text import AnswerText
 from llmasos_edge.engine.chat import ChatTemplate
 from llmasos_edge.engine.grammar import grammar_of, parse_answer
@@ -43,10 +44,10 @@ OOM_SCORE: Final = "500"  # the kernel kills a worker before the daemon (proc_pi
 
 
 class Worker:
-    def __init__(self, connection: socket.socket, arena: mmap.mmap, load: Load) -> None:
-        """Raises EngineFailed if the model or its context can't be made."""
+    def __init__(self, connection: socket.socket, arena: mmap.mmap, load: Load, closed: str) -> None:
+        """`closed` says what its sandbox is made of. Raises EngineFailed if the model or its context can't be made."""
 
-        self._connection, self._arena, self._load = connection, arena, load
+        self._connection, self._arena, self._load, self._closed = connection, arena, load, closed
         self._sending = threading.Lock()
         self._works: dict[TaskId, Work] = {}
         self._model = LlamaModel(Path(load.path))
@@ -89,6 +90,7 @@ class Worker:
             "cells": context.cells,
             "deterministic": "yes" if self._load.exact else "approximate",
             "step_tokens": STEP_TOKENS,
+            "sandbox": self._closed,
         }
 
     def _obey(self, command: Command | Answer) -> None:
@@ -225,7 +227,7 @@ def main() -> None:
     arena = mmap.mmap(arena_fd, os.fstat(arena_fd).st_size)
     load = _receive_load(connection)
     try:
-        worker = Worker(connection, arena, load)
+        worker = Worker(connection, arena, load, sandbox.enter(Path(load.path)))
     except LLMasOSError as error:
         send(connection, Died(load.model, error.message))
         return

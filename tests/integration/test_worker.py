@@ -51,12 +51,14 @@ T = TypeVar("T")
 class Rig:
     """A worker with the 3-layer model, and what came from it."""
 
-    def __init__(self, path: Path, context: int = 2048) -> None:
+    def __init__(self, path: Path, context: int = 2048, module: str = "llmasos_edge.engine.worker") -> None:
         self.events: queue.SimpleQueue[Answer | Command] = queue.SimpleQueue()
         self.seen: list[Answer | Command] = []
         self._number = 0
         load = Load(ModelId("tiny"), str(path), context, 4096, 16, "q8_0", False, 1)
-        self.host = WorkerHost(load, Bytes(32 << 20), self._program, lambda _model, event: self.events.put(event))
+        self.host = WorkerHost(
+            load, Bytes(32 << 20), self._program, lambda _model, event: self.events.put(event), module
+        )
 
     def _program(self, task: Task) -> Program:
         assert isinstance(task.submission.program, Program)
