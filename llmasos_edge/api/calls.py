@@ -53,7 +53,7 @@ class Node(Protocol):
 
     def configuration(self) -> Json: ...
 
-    def reload(self) -> None:
+    def reload(self) -> Json:
         """Raises ConfigError; nothing has changed then."""
 
     def measured(self) -> Mapping[str, int]: ...
@@ -234,8 +234,7 @@ def _config(context: Context, _: Nothing) -> None:
 
 
 def _reload(context: Context, _: Nothing) -> None:
-    context.calls.about.reload()
-    context.done({})
+    context.done(context.calls.about.reload())
 
 
 Handler = Callable[[Context, Any], None]

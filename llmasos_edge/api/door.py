@@ -69,7 +69,8 @@ class Door:
         post: Post,
     ) -> None:
         self._node, self._boot = node, boot
-        self._journal, self._accepting, self._clocks, self._post = journal, accepting, clocks, post
+        self.accepting = accepting  # may be replaced on the kernel's thread
+        self._journal, self._clocks, self._post = journal, clocks, post
         self._syscalls: Syscalls | None = None
         self._trace: Trace | None = None
         self._made = 0
@@ -130,7 +131,7 @@ class Door:
             attempt = self._boot - int(entry.task.partition("-")[0]) + 1
             elapsed = self._journal.elapsed_ms(entry)
             deadline_ms = None if entry.deadline_ms is None else max(0, entry.deadline_ms - elapsed)
-        submission = self._accepting.submission(arrival.request, arrival.caller, task_id, seed, deadline_ms, attempt)
+        submission = self.accepting.submission(arrival.request, arrival.caller, task_id, seed, deadline_ms, attempt)
         task = self.syscalls.submit(submission, now)
         program = submission.program
         turn = program.messages or () if isinstance(program, Program) else ()

@@ -43,8 +43,11 @@ def dmesg(follow: bool, as_json: bool) -> None:
 @click.command(epilog=examples("llmasos reload"))
 @json_option
 def reload(as_json: bool) -> None:
-    """Have the node read its configuration and apps again."""
-    put(call("reload"), as_json, lambda _: render.line("reloaded"))
+    """Have the node read its configuration and apps again.
+
+    Tasks go on. A model that is busy takes its new settings when it is idle; what takes a restart is told.
+    """
+    put(call("reload"), as_json, _say_reload)
 
 
 def _say_status(shape: dict[str, Any]) -> None:
@@ -58,8 +61,21 @@ def _say_status(shape: dict[str, Any]) -> None:
     models = ", ".join(f"{model['id']} {model['state']}" for model in shape["models"])
     render.line(f"models  {models or 'none'}")
     render.line(f"apps    {', '.join(shape['apps']) or 'none'}")
+    _say_pending(shape["pending"])
     tasks = ", ".join(f"{count} {state}" for state, count in shape["tasks"].items() if count)
     render.line(f"tasks   {tasks or 'none'}")
+
+
+def _say_reload(shape: dict[str, Any]) -> None:
+    render.line(f"reloaded: {', '.join(shape['applied']) or 'nothing but the apps has changed'}")
+    _say_pending(shape)
+
+
+def _say_pending(shape: dict[str, Any]) -> None:
+    if shape["waiting"]:
+        render.line(f"waits   {', '.join(shape['waiting'])}: new settings as soon as it is idle")
+    if shape["restart"]:
+        render.line(f"restart {', '.join(shape['restart'])}: changed in the node file, applied at the next start")
 
 
 def _say_trace(trace: dict[str, Any]) -> None:

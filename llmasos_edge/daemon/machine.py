@@ -44,12 +44,16 @@ class Hardware:
         deliver: Deliver,
     ) -> None:
         self.cores = cores
-        self._models, self._store = models, store
-        self._share = room // max(1, len(models))
+        self._store = store
+        self.configure(models, room)
         self._arena, self._programs, self._deliver = arena, programs, deliver
         self._headers: dict[str, GgufHeader] = {}  # by sha256
         self.workers: dict[ModelId, WorkerHost] = {}
         self.closed = False  # no more workers: those that are there are being stopped
+
+    def configure(self, models: Mapping[str, ModelConfig], room: Bytes) -> None:
+        """What `limits`, `footprint` and `load` go by from now on."""
+        self._models, self._share = models, room // max(1, len(models))
 
     def limits(self, model: ModelId) -> Limits | None:
         """Raises EngineFailed for a file that is no model."""

@@ -21,7 +21,7 @@ PRIORITIES: Final = {"CRITICAL": "<2>", "ERROR": "<3>", "WARNING": "<4>", "INFO"
 
 
 def main() -> None:
-    """Run a node in the foreground until SIGTERM or SIGINT; SIGHUP reloads the apps."""
+    """Run a node in the foreground until SIGTERM or SIGINT; SIGHUP reloads the node file."""
     arguments = _arguments()
     _log_to_stderr()
     try:

@@ -17,8 +17,13 @@ log = logging.getLogger(__name__)
 
 class NodeModels:
     def __init__(self, store: ModelStore, configured: Iterable[str]) -> None:
-        self._store, self._configured = store, tuple(configured)
+        self._store = store
+        self.configure(configured)
         self._pulling = threading.Lock()
+
+    def configure(self, names: Iterable[str]) -> None:
+        """The models that the node file names."""
+        self._configured = tuple(names)
 
     def listing(self) -> list[Json]:
         names = sorted({*self._configured, *self._store.names()})

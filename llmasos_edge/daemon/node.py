@@ -19,6 +19,7 @@ from llmasos_edge.api.door import Clocks, Door
 from llmasos_edge.api.requests import Accepting
 from llmasos_edge.config.load import load_node
 from llmasos_edge.config.node import NodeConfig, effective
+from llmasos_edge.daemon import settings
 from llmasos_edge.daemon.apps import NodeApps
 from llmasos_edge.daemon.kernel_loop import KernelLoop, monotonic_ms
 from llmasos_edge.daemon.link import Link
@@ -34,17 +35,16 @@ from llmasos_edge.kernel.dispatcher import Dispatcher, Kernel
 from llmasos_edge.kernel.loader import Loader
 from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.memory.budget import Ledger, Region
-from llmasos_edge.kernel.scheduling.batch import Targets
 from llmasos_edge.kernel.scheduling.policies import POLICIES
 from llmasos_edge.kernel.syscalls import Syscalls
 from llmasos_edge.kernel.task import Outcome
 from llmasos_edge.kernel.task_table import TaskTable
 from llmasos_edge.kernel.trace import Trace
-from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId
+from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId
 from llmasos_edge.resources import resource
 from llmasos_edge.services import monitor
 from llmasos_edge.services.journal import Journal
-from llmasos_edge.services.security import OPERATOR, Caller, Security
+from llmasos_edge.services.security import OPERATOR, Security
 from llmasos_edge.services.store import ModelStore
 from llmasos_edge.services.watchdog import service_manager, watchdog_interval_s
 
@@ -87,7 +87,10 @@ class Node:
         )
         self.boot = self.journal.boot()
         self.loop = KernelLoop(self._broken)
-        self.security = _security(config)
+        self.security = Security(
+            settings.callers(config), proven=config.mqtt is not None and config.mqtt.trust == "acl"
+        )
+        self.restart_for: tuple[str, ...] = ()  # keys of the node file whose change takes a restart
         store = ModelStore(places.state / "models", places.models)
         self.models = NodeModels(store, [model.name for model in config.models])
         self.apps = NodeApps(config, self.loop.post, self._event)
@@ -104,33 +107,31 @@ class Node:
     def _build(self, store: ModelStore) -> None:
         """The kernel, its machine, and the door."""
         config = self.config
-        budget = config.memory.budget or config.board.budget(Bytes(monitor.system_memory().total))
+        budget = settings.budget(config)
         ledger = Ledger(budget)
         fixed = (Region("daemon", "daemon", Bytes(DAEMON_BYTES)), Region("arena", "arena", config.memory.arena))
         if not ledger.charge(*fixed):
             raise ConfigError(f"memory.budget: {budget >> 20} MiB is less than the daemon and the arena take: raise it")
-        models = {model.name: model for model in config.models}
         cores = monitor.cores()
         accepting = Accepting(config.models[0].name, self.apps.expand)
         clocks = Clocks(monotonic_ms, lambda: time.time_ns() // 1_000_000)
         self.door = Door(config.name, self.boot, self.journal, accepting, clocks, self.loop.post)
         self.hardware = Hardware(
-            models=models,
+            models=settings.models(config),
             store=store,
-            room=ledger.free,
+            room=settings.room(config),
             arena=config.memory.arena,
             cores=cores,
             programs=self.door.program,
             deliver=self._deliver,
         )
-        targets = Targets(Milliseconds(config.scheduler.quantum_ms), Milliseconds(config.scheduler.decode_target_ms))
         self.kernel = Kernel(
             table=TaskTable(self.boot),
             scheduler=POLICIES[config.scheduler.policy](),
             arena=Arena(config.memory.arena, config.memory.fit),
             loader=Loader(self.hardware, ledger, self.trace),
             trace=self.trace,
-            targets=targets,
+            targets=settings.targets(config.scheduler),
             userland=self.door,
         )
         self.dispatcher = Dispatcher(self.kernel)
@@ -350,6 +351,7 @@ class Node:
             "since": self.since,
             "broker": self.link.broker(),
             "models": models,
+            "pending": settings.pending(self),
             "apps": [row["name"] for row in self.apps.listing()],
             "tasks": self.kernel.table.counts(),
             "state_dir": str(self._places.state.absolute()),
@@ -365,11 +367,14 @@ class Node:
         memory = {name: monitor.process_memory(pid) for name, pid in pids.items()}
         return {name: each.pss for name, each in memory.items() if each is not None}
 
-    def reload(self) -> None:
-        """Take up changed apps. Raises ConfigError; nothing has changed then. The rest of the file takes a restart."""
-        config = load_node(self._places.config, boards=resource("board"))
-        self.apps.reload(config)
-        self.trace.record(monotonic_ms(), "config.applied", apps=list(config.apps))
+    def reload(self) -> Json:
+        """Take up a changed node file, and its apps. Raises LLMasOSError; nothing has changed then."""
+        outcome = settings.reload(self, load_node(self._places.config, boards=resource("board")))
+        log.info("reloaded: %s", ", ".join(f"{what} {names or '-'}" for what, names in outcome.items()))
+        self.trace.record(monotonic_ms(), "config.applied", apps=list(self.config.apps), **outcome)
+        self.link.announce()
+        self._start_models()
+        return outcome
 
     def reload_quietly(self) -> None:
         """SIGHUP: whoever sent it reads the log."""
@@ -390,11 +395,3 @@ def _check_sandbox(loaded: hal.Loaded) -> None:
             "the worker of %s has less of a sandbox than it could have, %s of %s: this kernel offers no more",
             *(loaded.model, sandbox, FULL),
         )
-
-
-def _security(config: NodeConfig) -> Security:
-    proven = config.mqtt is not None and config.mqtt.trust == "acl"
-    callers = [
-        Caller(ClientId(client.name), client.ceiling, client.operate, client.reply_topics) for client in config.clients
-    ]
-    return Security(callers, proven=proven)

@@ -33,9 +33,12 @@ DEATHS_ALONE: Final = 2  # then a task is what kills the worker
 PARK_MARGIN: Final = 4096  # bytes of a saved state beside its cells
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Kernel:
-    """The kernel's parts, as the composition root puts them together."""
+    """The kernel's parts, as the composition root puts them together.
+
+    `scheduler` and `targets` may be replaced at any moment on the kernel's thread: the next dispatch goes by them.
+    """
 
     table: TaskTable
     scheduler: Scheduler
@@ -52,7 +55,7 @@ class Dispatcher:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel: Final = kernel
         self._turns = Turns()
-        self._leases = Leases(kernel.loader, kernel.targets, kernel.trace)
+        self._leases = Leases(kernel.loader, kernel.trace)
         self._deadlines: list[tuple[Milliseconds, TaskId]] = []
 
     # ---- tasks come and go
@@ -283,13 +286,16 @@ class Dispatcher:
     def dispatch(self, now: Milliseconds) -> None:
         """Load what is waited for, seat who may run, and renew every lease that needs it."""
         for processor in self.processors():
+            if processor.stale and processor.phase is Phase.LOADED and not processor.busy:
+                self.drop(processor, now)
+                processor.wanted = processor.limits.pinned
             if processor.phase is Phase.UNLOADED and (processor.busy or processor.wanted):
                 with suppress(LLMasOSError):  # its tasks have heard of it
                     self.load(processor, now)
             if processor.phase is Phase.LOADED:
                 self._prepare_waiting(processor, now)
                 self._seat(processor, now)
-        self._leases.renew(now)
+        self._leases.renew(self.kernel.targets, now)
 
     def load(self, processor: Processor, now: Milliseconds) -> None:
         """Start loading, if there is room or idle models can be dropped for it; else it is tried again later.

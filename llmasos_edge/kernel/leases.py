@@ -15,16 +15,16 @@ WORTH_ABORTING_MS: Final = 30.0  # a step shorter than this is waited for
 class Leases:
     """Gives each model with running tasks its quantum, and renews it before it ends."""
 
-    def __init__(self, loader: Loader, targets: Targets, trace: Trace) -> None:
-        self._loader, self._targets, self._trace = loader, targets, trace
+    def __init__(self, loader: Loader, trace: Trace) -> None:
+        self._loader, self._trace = loader, trace
 
-    def renew(self, now: Milliseconds) -> None:
+    def renew(self, targets: Targets, now: Milliseconds) -> None:
         """Whoever waits longest comes first."""
         for processor in sorted(self._loader.processors(), key=lambda each: each.lease_until):
             if processor.phase is Phase.LOADED:
-                self._renew(processor, now)
+                self._renew(processor, targets, now)
 
-    def _renew(self, processor: Processor, now: Milliseconds) -> None:
+    def _renew(self, processor: Processor, targets: Targets, now: Milliseconds) -> None:
         """At most one lease a core, and all leases share the cores."""
         active = [each for each in self._loader.processors() if each.quantum is not None]
         waiting = [each for each in self._loader.processors() if each.quantum is None and each.running]
@@ -38,7 +38,6 @@ class Leases:
             ending = bool(processor.running) and processor.lease_ends_soon(now) and not crowded
             if not (ending or processor.changed or current.threads != threads):
                 return
-        targets = self._targets
         if current is not None and crowded:  # another model waits for the core: the lease may change, not grow
             targets = replace(targets, quantum_ms=Milliseconds(max(0, processor.lease_until - now)))
         self._grant(processor, targets, threads, now)

@@ -1,6 +1,7 @@
 """The loader: charges the ledger and loads a model, drops idle ones to make room; it decides what is resident."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Final
 
 from llmasos_edge.errors import BadRequest, NoMemory, Panic
@@ -64,7 +65,9 @@ class Loader:
 
     def load(self, processor: Processor, now: Milliseconds) -> None:
         """Start loading into the room that is there. Raises EngineFailed if no worker can be started."""
-        regions = self.machine.footprint(processor.model)
+        limits, regions = self.machine.limits(processor.model), self.machine.footprint(processor.model)
+        if limits is not None:
+            processor.configure(limits)
         if not self.ledger.charge(*regions):
             raise Panic(f"Loader.load: {self._needed(processor)} bytes for {processor.model} are not free")
         processor.regions, processor.phase = regions, Phase.LOADING
@@ -102,6 +105,20 @@ class Loader:
         processor.quantum = processor.expect_by = processor.prepare_by = None
         processor.interrupted = processor.urgent = False
         processor.used_at = now
+
+    def refresh(self, removed: Collection[ModelId] = ()) -> None:
+        """The machine's settings have changed. Who is loaded keeps what it has until it is idle; `removed` go then."""
+        for processor in self.processors():
+            limits = self.machine.limits(processor.model)
+            if limits is None:
+                continue  # its file is gone
+            if processor.phase is Phase.UNLOADED:
+                processor.configure(limits)
+            else:
+                processor.limits = replace(processor.limits, pinned=limits.pinned)
+                changed = limits != processor.limits or self.machine.footprint(processor.model) != processor.regions
+                processor.stale = changed or processor.model in removed
+            processor.wanted &= limits.pinned
 
     def forget(self, model: ModelId) -> None:
         """The model is to be removed from the store. Raises BadRequest if it is loaded, or wanted by a task."""

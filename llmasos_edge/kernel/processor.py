@@ -30,13 +30,14 @@ class Processor:
 
     def __init__(self, model: ModelId, limits: Limits) -> None:
         self.model: Final = model
-        self.limits: Final = limits
+        self.limits = limits
         self.phase = Phase.UNLOADED
         self.engine: Engine | None = None
         self.regions: tuple[Region, ...] = ()
         self.details: dict[str, object] = {}
         self.load_failed = False  # the last attempt: the next one is the last
         self.wanted = False  # to be loaded again although nobody waits for it: it is pinned
+        self.stale = False  # loaded with settings that are no longer the node's: to be dropped when it is idle
         self.ready = ReadyQueue()
         self.running: dict[TaskId, Task] = {}
         self.unprepared: deque[Task] = deque()  # wait for the model to be loaded, or for the quarantine to end
@@ -53,6 +54,13 @@ class Processor:
         self.expect_by: Milliseconds | None = None  # no report by then: the worker is hung
         self.prepare_by: Milliseconds | None = None
         self.used_at = Milliseconds(0)
+        self.configure(limits)
+
+    def configure(self, limits: Limits) -> None:
+        """Take these limits; not while it is loaded."""
+        if self.phase is not Phase.UNLOADED:
+            raise Panic(f"Processor.configure: {self.model} is {self.phase.value}")
+        self.limits, self.stale = limits, False
         self._sequences = [SequenceId(n) for n in reversed(range(limits.sequences))]
 
     @property

@@ -34,8 +34,12 @@ class Security:
     """Under `acl` the broker proves the client in the topic; under `open` a name proves nothing and gains nothing."""
 
     def __init__(self, callers: Iterable[Caller], *, proven: bool) -> None:
-        self._callers: Mapping[str, Caller] = {caller.client: caller for caller in callers}
         self._proven = proven
+        self.know(callers)
+
+    def know(self, callers: Iterable[Caller]) -> None:
+        """From now on these, and no others, have rights of their own."""
+        self._callers: Mapping[str, Caller] = {caller.client: caller for caller in callers}
 
     def mqtt(self, client: str) -> Caller:
         """Raises NotPermitted for the operator's name, which is the control socket's."""

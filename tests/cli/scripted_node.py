@@ -25,6 +25,7 @@ STATUS = {
         "trust": "acl",
     },
     "models": [{"id": "smollm2-135m", "state": "loaded"}],
+    "pending": {"waiting": [], "restart": ["mqtt"]},
     "apps": ["summarize"],
     "tasks": {"READY": 1, "RUNNING": 1, "BLOCKED": 0},
     "state_dir": "/nonexistent",
@@ -100,7 +101,7 @@ RESULTS: dict[str, Any] = {
     "apps": [APP],
     "app.show": {"spec": {"class": "critical", "prompt": "Smoke!\nWhat now?"}, "stats": {"runs": 3}},
     "config.show": {"name": "kitchen", "site": "home", "models": [{"name": "smollm2-135m"}]},
-    "reload": {},
+    "reload": {"applied": ["models"], "waiting": ["smollm2-135m"], "restart": []},
     "dmesg": {},
     "model.pull": {"id": "m", "sha256": "0" * 64, "size": 98 * MIB},
 }

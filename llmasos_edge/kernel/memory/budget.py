@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 from llmasos_edge.errors import Panic
 from llmasos_edge.kernel.units import Bytes
@@ -21,8 +20,19 @@ class Ledger:
     """Sum of charges <= budget, always. Shortage is a value: `charge` gives False and changes nothing."""
 
     def __init__(self, budget: Bytes) -> None:
-        self.budget: Final = budget
+        self._budget = budget
         self._regions: dict[str, Region] = {}
+
+    @property
+    def budget(self) -> Bytes:
+        return self._budget
+
+    def resize(self, budget: Bytes) -> bool:
+        """Set another budget; False, and nothing changes, if more than that is charged."""
+        if self.charged > budget:
+            return False
+        self._budget = budget
+        return True
 
     @property
     def charged(self) -> Bytes:

@@ -67,3 +67,15 @@ def test_negative_bytes_are_a_panic() -> None:
     """They would make room that is not there."""
     with pytest.raises(Panic, match="negative"):
         Ledger(Bytes(BUDGET)).charge(Region("m", "kv", Bytes(-1)))
+
+
+def test_the_budget_shrinks_to_what_is_charged() -> None:
+    """Not below; and what it gains can be charged at once."""
+    ledger, region = Ledger(Bytes(BUDGET)), Region("m kv", "kv", Bytes(500))
+    assert ledger.charge(region)
+    assert not ledger.resize(Bytes(499))
+    assert ledger.budget == BUDGET
+    assert ledger.resize(Bytes(500))
+    assert ledger.free == 0
+    assert ledger.resize(Bytes(2 * BUDGET))
+    assert ledger.charge(Region("n kv", "kv", Bytes(BUDGET)))
