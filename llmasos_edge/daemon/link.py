@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import platform
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -134,12 +136,7 @@ class Link:
 
     def _endpoint(self, config: MqttConfig) -> Endpoint:
         port = self._broker.port if self._broker is not None else config.port
-        password = None
-        if config.password_file is not None:
-            try:
-                password = config.password_file.read_text().strip()
-            except OSError as error:
-                raise ConfigError(f"mqtt.password_file: {config.password_file}: {error.strerror}") from error
+        password = None if config.password_file is None else read_password(config.password_file, os.environ)
         ca_file = None if config.ca_file is None else str(config.ca_file)
         return Endpoint(config.host, port, config.tls, ca_file, config.user, password)
 
@@ -197,3 +194,12 @@ class Link:
             if event.kind in ("model.loaded", "model.dropped", "worker.died"):
                 self.announce()
             self._port.publish(self.topics.event(event.kind), msgspec.json.encode(event.details), 1)
+
+
+def read_password(file: Path, environment: Mapping[str, str]) -> str:
+    """What the file holds, or the credential of its name that systemd hands over. Raises ConfigError."""
+    handed = Path(environment.get("CREDENTIALS_DIRECTORY", "/nowhere")) / file.name
+    try:
+        return (handed if handed.exists() else file).read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"mqtt.password_file: {file}: {error.strerror}") from error

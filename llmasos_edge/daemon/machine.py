@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from llmasos_edge.config.node import ModelConfig
@@ -13,6 +14,7 @@ from llmasos_edge.kernel.hal import Engine, Limits
 from llmasos_edge.kernel.memory.budget import Region
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, Tokens
+from llmasos_edge.services.cgroup import Cgroups
 from llmasos_edge.services.store import ModelStore
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ POOL_STEP: Final = 256
 LOAD_BASE_MS: Final = 60_000  # also on a busy board
 LOAD_MS_PER_GIB: Final = 20_000
 STEP_TOKENS: Final = 512
+LIMIT_MARGIN_BYTES: Final = 48 * MIB  # docs/adr/0015
 
 
 class Hardware:
@@ -42,11 +45,13 @@ class Hardware:
         cores: int,
         programs: Callable[[Task], Program],
         deliver: Deliver,
+        cgroups: Cgroups,
     ) -> None:
         self.cores = cores
         self._store = store
         self.configure(models, room)
         self._arena, self._programs, self._deliver = arena, programs, deliver
+        self._cgroups = cgroups
         self._headers: dict[str, GgufHeader] = {}  # by sha256
         self.workers: dict[ModelId, WorkerHost] = {}
         self.closed = False  # no more workers: those that are there are being stopped
@@ -100,10 +105,17 @@ class Hardware:
             threads=self.cores,
         )
         try:
-            self.workers[model] = worker = WorkerHost(load, self._arena, self._programs, self._deliver)
+            confine = partial(self._confine, model)
+            worker = WorkerHost(load, self._arena, self._programs, self._deliver, confine=confine)
         except OSError as error:
             raise EngineFailed(f"no worker can be started for {model}: {error.strerror}") from error
+        self.workers[model] = worker
         return worker
+
+    def _confine(self, model: ModelId, pid: int) -> Callable[[], None]:
+        """A memory limit of its own: what the ledger charges for it, the arena, which it may fill, and a margin."""
+        charge = sum(region.bytes for region in self.footprint(model))
+        return self._cgroups.add(model, pid, charge + self._arena + LIMIT_MARGIN_BYTES)
 
     def _config(self, model: str) -> ModelConfig:
         return self._models.get(model) or ModelConfig(model)

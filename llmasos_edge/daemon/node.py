@@ -42,7 +42,7 @@ from llmasos_edge.kernel.task_table import TaskTable
 from llmasos_edge.kernel.trace import Trace
 from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId
 from llmasos_edge.resources import resource
-from llmasos_edge.services import monitor
+from llmasos_edge.services import cgroup, monitor
 from llmasos_edge.services.journal import Journal
 from llmasos_edge.services.security import OPERATOR, Security
 from llmasos_edge.services.store import ModelStore
@@ -124,6 +124,7 @@ class Node:
             cores=cores,
             programs=self.door.program,
             deliver=self._deliver,
+            cgroups=cgroup.enter(),
         )
         self.kernel = Kernel(
             table=TaskTable(self.boot),

@@ -54,7 +54,9 @@ class WorkerHost:
         programs: Callable[[Task], Program],
         deliver: Deliver,
         module: str = "llmasos_edge.engine.worker",
+        confine: Callable[[int], Callable[[], None]] = lambda _pid: lambda: None,
     ) -> None:
+        """`confine` is told the process's id before that has done anything; it gives what to do when that is gone."""
         self._model, self._programs, self._deliver = load.model, programs, deliver
         self._stopping = False
         memfd = os.memfd_create(f"llmasos-{load.model}", os.MFD_CLOEXEC)
@@ -69,6 +71,7 @@ class WorkerHost:
         )
         theirs.close()
         os.close(memfd)
+        self._gone = confine(self.process.pid)
         self._outbox: queue.SimpleQueue[Command | Task | bool | None] = queue.SimpleQueue()
         self._outbox.put(load)
         self._threads = [
@@ -158,6 +161,7 @@ class WorkerHost:
             why = f"its messages can't be read: {error}"
             self.process.kill()
         ended = self._wait()
+        self._gone()
         self._outbox.put(None)
         self._threads[0].join()
         self._connection.close()

@@ -392,6 +392,23 @@ def test_a_worker_that_hangs_is_stopped_too(own_rig: Callable[..., Rig], monkeyp
     assert rig.host.process.returncode == -signal.SIGKILL
 
 
+def test_a_worker_is_confined_before_it_begins(cut: Path) -> None:
+    """Whoever confines it hears of its process once, and once more when that is gone, however it ended."""
+    said: list[str] = []
+
+    def confine(pid: int) -> Callable[[], None]:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        said.append("begins" if pid != os.getpid() and words else "is gone already")
+        return lambda: said.append("gone" if not Path(f"/proc/{pid}").exists() else "still there")
+
+    load = Load(ModelId("tiny"), str(cut), 256, 256, 1, "q8_0", False, 1)
+    host = WorkerHost(load, Bytes(1 << 20), lambda _task: pytest.fail("no task"), lambda *_: None, confine=confine)
+    assert said == ["begins"]
+    host.kill()
+    host.join()
+    assert said == ["begins", "gone"]
+
+
 def test_a_worker_goes_with_its_daemon(cut: Path) -> None:
     """The daemon's end of the socket closes: the worker ends by itself."""
     ours, theirs = socket.socketpair()
