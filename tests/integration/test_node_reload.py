@@ -81,6 +81,9 @@ def test_a_wrong_file_changes_nothing(node: RealNode, mistake: tuple[str, str], 
         assert re.search(words, refusal.value.message), refusal.value.message
         assert node.call("config.show") == before
         assert node.status()["pending"] == {"waiting": [], "restart": []}
+        node.call("model.drop", model=MODEL)
+        node.call("model.load", model=MODEL)
+        eventually(lambda: row(node)["state"] == "loaded", "the model is loaded again")
         assert row(node)["cells"] == 2048
     finally:
         node.config.write_text(text)
