@@ -2,7 +2,7 @@
 
 llama.cpp's threads meet at a barrier after each node of the graph and spin there, so one that waits for a core while
 another process has it holds up all of them: beside one busy process two threads on two cores were 20 times slower than
-one (docs/adr/0007). A gang runs together or not at all (Ousterhout, 1982); who can't be sure of a core is left out.
+one (docs/adr/0017). A gang runs together or not at all (Ousterhout, 1982); who can't be sure of a core is left out.
 """
 
 import os

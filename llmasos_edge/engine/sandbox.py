@@ -23,6 +23,7 @@ FILES: Final = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}  # rights 
 TCP: Final = {4: 0b11}  # bind and connect
 SCOPES: Final = {6: 0b11}  # abstract Unix sockets and signals of processes outside
 LIBRARIES: Final = (*site.getsitepackages(), str(Path(os.__file__).parent), str(Path(__file__).parents[1]))
+THREADS: Final = "/proc/self/task"  # how long its own wait for a core (engine/gang.py)
 
 
 def enter(model: Path) -> str:
@@ -49,7 +50,10 @@ def _landlock(model: Path) -> bool:
     if ruleset < 0:
         return False
     try:
-        for path, allowed in ((str(model), READ_FILE), *((path, READ_FILE | READ_DIR) for path in LIBRARIES)):
+        for path, allowed in (
+            (str(model), READ_FILE),
+            *((path, READ_FILE | READ_DIR) for path in (*LIBRARIES, THREADS)),
+        ):
             _allow(libc, ruleset, path, allowed)
         libc.prctl(seccomp.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         return bool(libc.syscall(RESTRICT_SELF, ruleset, 0, 0, 0) == 0)
