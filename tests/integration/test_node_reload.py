@@ -29,11 +29,11 @@ def row(node: RealNode) -> Json:
 def test_a_running_task_survives(make_node: MakeNode, make_device: MakeDevice) -> None:
     """It ends as it would have; meanwhile the rest of the file counts, and then the model has its new settings."""
     node = make_node(apps="summarize").start()
-    calm = node.ask(STORY, max_tokens=200)["output"]["text"]
+    calm = node.ask(STORY, max_tokens=100)["output"]["text"]
     phone = make_device(node.port, "phone")
     phone.listen(f"{ROOT}/event/#")
     worker = node.children()["worker"]
-    phone.generate("long", STORY, max_tokens=200, stream=True)
+    phone.generate("long", STORY, max_tokens=100, stream=True)
     phone.next(f"{ROOT}/res/phone/long/stream")
     change(
         node,
