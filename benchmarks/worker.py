@@ -1,6 +1,8 @@
 """Worker: leases, the abort byte, the front thread, park and restore, a context made anew, an alarm's admission."""
 
 import argparse
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from statistics import median
@@ -44,6 +46,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _rows(rig: Rig, options: argparse.Namespace) -> Iterator[Row]:
     yield _leases(rig, options.rounds)
+    yield _crowded(rig, options.rounds)
     yield _aborts(rig, options.aborts)
     yield _front(rig, 4 * options.rounds)
     for tokens in (600, 1500):
@@ -67,6 +70,23 @@ def _leases(rig: Rig, rounds: int) -> Row:
         ratios.append(rates[LEASE_MS / 2000] / rates[None])
     rig.forget("lease")
     return f"tok/s of renewed {LEASE_MS} ms leases / of one lease", spread(ratios, 3), f"{rounds} pairs of 100 tokens"
+
+
+def _crowded(rig: Rig, rounds: int) -> Row:
+    """One task alone, and beside a process that keeps a core busy, once its threads have found that out."""
+    rig.prepare("crowded", _count(100))
+    rig.switch_in("crowded", 0)
+    rig.compute("crowded", decode=8)
+    alone, beside = [], []
+    for _ in range(rounds):
+        alone.append(_rate(rig, None))
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+            rig.compute("crowded", decode=20)
+            beside.append(_rate(rig, None))
+            busy.kill()
+    rig.forget("crowded")
+    ratios = [one / other for one, other in zip(beside, alone, strict=True)]
+    return "tok/s beside a busy process / alone", spread(ratios, 3), f"{spread(beside)} tok/s"
 
 
 def _rate(rig: Rig, renew_s: float | None) -> float:

@@ -18,32 +18,29 @@ MODEL = Path(os.environ["LLMASOS_MODELS"]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="module")
-def caught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rig, str]]:
-    """A worker with the default model, beside whose file another one lies, and what its sandbox is made of."""
+def captive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A worker with the default model, beside whose file another one lies, in a whole sandbox."""
     folder = tmp_path_factory.mktemp("captive")
     (folder / "model.gguf").hardlink_to(MODEL)
     (folder / "secret").write_text("of another model")
     rig = Rig(folder / "model.gguf", module="tests.integration.captive")
-    loaded = rig.wait(Loaded)
-    yield rig, str(loaded.details["sandbox"])
+    made_of = rig.wait(Loaded).details["sandbox"]
+    assert made_of == sandbox.FULL, f"this kernel has {made_of} only: what the rest denies can't be shown"
+    yield rig
     rig.host.stop()
     rig.host.join()
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)
-def test_it_fails(caught: tuple[Rig, str], attempt: str) -> None:
+def test_it_fails(captive: Rig, attempt: str) -> None:
     """Landlock says EACCES, seccomp EPERM."""
-    captive, made_of = caught
-    if made_of != sandbox.FULL:
-        pytest.skip(f"this kernel has {made_of} only")
     task = captive.prepare(attempt, attempt)
     assert captive.wait(Refused, lambda event: event.task == task).error["message"] in ("EACCES", "EPERM")
     captive.host.forget(task)
 
 
-def test_the_worker_works(caught: tuple[Rig, str]) -> None:
+def test_the_worker_works(captive: Rig) -> None:
     """It answers, also by a schema, whose checker is imported only then."""
-    captive, _ = caught
     for number in range(2):
         task = captive.start(f"schema-{number}", text="How many legs has a cat?", format=SCHEMA, tokens=60)
         captive.grant(task)
@@ -77,6 +74,23 @@ except PermissionError:
     words = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert words == [left, *["denied"] * (left != "none")]
     assert (tmp_path / "made").exists() == (left == "none")
+
+
+def test_a_worker_sees_how_long_its_threads_wait() -> None:
+    """The gang goes by that (engine/gang.py), of its own process alone."""
+    program = """
+from pathlib import Path
+from llmasos_edge.engine import sandbox
+from llmasos_edge.engine.gang import waits
+sandbox.enter(Path("model"))
+print(len(waits()))
+try:
+    Path("/proc/1/task/1/schedstat").read_text()
+except PermissionError:
+    print("denied")
+"""
+    words = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert words == ["1", "denied"]
 
 
 def test_other_threads_would_stay_outside() -> None:
