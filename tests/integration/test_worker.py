@@ -397,16 +397,16 @@ def test_a_worker_is_confined_before_it_begins(cut: Path) -> None:
     said: list[str] = []
 
     def confine(pid: int) -> Callable[[], None]:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        said.append("begins" if pid != os.getpid() and words else "is gone already")
+        parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+        said.append("begins" if parent == str(os.getpid()) else "a stranger")
         return lambda: said.append("gone" if not Path(f"/proc/{pid}").exists() else "still there")
 
     load = Load(ModelId("tiny"), str(cut), 256, 256, 1, "q8_0", False, 1)
     host = WorkerHost(load, Bytes(1 << 20), lambda _task: pytest.fail("no task"), lambda *_: None, confine=confine)
-    assert said == ["begins"]
+    before = list(said)
     host.kill()
     host.join()
-    assert said == ["begins", "gone"]
+    assert (before, said) == (["begins"], ["begins", "gone"])
 
 
 def test_a_worker_goes_with_its_daemon(cut: Path) -> None:
