@@ -72,7 +72,7 @@ def _exercise(node: BenchNode) -> None:
 def _print_worker(node: BenchNode, worker: int) -> None:
     """Proportional set size, less what is no overhead: sizes of buffers as llama.cpp tells them, of this very shape."""
     (row,) = node.call("models")
-    rows_of_logits = row["sequences"] + PREFIXES + 1
+    rows_of_logits = row["sequences"] + PREFIXES + 2
     sizes = _buffers(row["cells"], rows_of_logits)
     kv = read_header(model_file()).kv_bytes(row["cells"], "q8_0")
     parts = {
