@@ -35,11 +35,13 @@ def test_usage(arguments: list[str], code: int) -> None:
 
 
 @pytest.mark.parametrize("command", ["image", "image-test"])
-def test_what_is_not_there_yet_says_so(command: str) -> None:
-    """The image is refused clearly."""
-    answer = run(command)
-    assert answer.returncode == 1
-    assert "not built yet" in answer.stderr
+def test_the_image_names_what_it_needs(command: str, bare_machine: Path) -> None:
+    """The card's tools are asked for by the commands that need them, and by no others."""
+    path = str(bare_machine.parent / "bin")
+    assert re.search(
+        r"system packages: .*mmdebstrap .*qemu-user-static", run(command, root=bare_machine, PATH=path).stderr
+    )
+    assert "mmdebstrap" not in run("setup", root=bare_machine, PATH=path).stderr
 
 
 @pytest.fixture

@@ -33,7 +33,18 @@ def _import_low_level() -> Any:
     package = types.ModuleType("llama_cpp")
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["llama_cpp"] = package
-    return importlib.import_module("llama_cpp.llama_cpp")
+    module = importlib.import_module("llama_cpp.llama_cpp")
+    _load_variant(module, Path(spec.origin).parent / "lib")
+    return module
+
+
+def _load_variant(module: Any, folder: Path) -> None:
+    """A build for many boards has its CPU code in libraries of their own: ggml takes the one that suits this CPU.
+
+    With a folder named, since by default ggml searches the current one too.
+    """
+    if any(folder.glob("libggml-cpu-*.so")):
+        module._lib.ggml_backend_load_all_from_path(ctypes.c_char_p(bytes(folder)))
 
 
 def _check_version(source: str) -> None:

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from llmasos_edge.engine.llama import VERSION, L, LlamaContext, LlamaModel, _check_version, set_fields
+from llmasos_edge.engine.llama import VERSION, L, LlamaContext, LlamaModel, _check_version, _load_variant, set_fields
 from llmasos_edge.errors import EngineFailed, Panic
 
 MakeContext = Callable[..., LlamaContext]
@@ -179,3 +180,15 @@ def test_another_version_is_refused(source: str) -> None:
 def test_this_version_is_taken() -> None:
     """Where the line stands in the file does not matter."""
     _check_version(f'from .llama import *\n\n__version__ = "{VERSION}"\n')
+
+
+def test_a_build_for_many_boards_loads_its_own_variant(tmp_path: Path) -> None:
+    """ggml is told the folder of the libraries, once, and only where there are variants to choose from."""
+    told: list[bytes] = []
+    library = types.SimpleNamespace(ggml_backend_load_all_from_path=lambda path: told.append(path.value))
+    module = types.SimpleNamespace(_lib=library)
+    _load_variant(module, tmp_path)
+    assert told == []
+    (tmp_path / "libggml-cpu-armv8.0_1.so").touch()
+    _load_variant(module, tmp_path)
+    assert told == [bytes(tmp_path)]

@@ -1,0 +1,242 @@
+"""`./run image-test`: the image, booted, asked and broken from outside, as owners, sensors and bad luck do it."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from image import WORK
+from image.emulator import Card, Emulator
+from image.mqtt import Client, Refused
+from image.owner import Failed, Owner, Report, require, wait
+
+ANSWER_S: Final = 90.0  # from power-on to the first answer
+USERSPACE_MIB: Final = 130
+QUESTION: Final = "What is the capital of France?"
+FLOOD: Final = 40
+WATCHDOG_S: Final = 240.0  # noticed after 30 s, killed 30 s later, started again, the model loaded
+NAME: Final = "kitchen"
+ZERO_NODE: Final = """\
+apiVersion: llmasos/v1
+kind: Node
+metadata: {name: kitchen}
+spec:
+  board: raspberry-pi-zero-2-w # 512 MB
+  mqtt: {url: "mqtt://127.0.0.1:1883", user: llmasos, password_file: mqtt.password, trust: acl}
+  models:
+    - {name: smollm2-135m, pin: true}
+  apps: [smoke-alarm]
+"""
+MISSPELT: Final = "apiVersion: llmasos/v1\nkind: Appliance\nspec:\n  hostnam: kitchen\n"
+
+
+def boot_image(image: Path) -> None:
+    """A large machine with one processor, and a small one with the other. Exits 1 at the first failure."""
+    if not image.is_file():
+        sys.exit(f"image-test: there is no {image}: `./run image` builds it")
+    report = Report()
+    try:
+        _large(image, report)
+        _small(image, report)
+    except (Failed, Refused, TimeoutError) as error:
+        print(report.table())
+        sys.exit(f"image-test: {report.machine}: {error}")
+    (WORK / "boot-test.md").write_text(report.table() + "\n")
+    print(report.table())
+
+
+def _large(image: Path, report: Report) -> None:
+    card = Card(image, WORK / "test" / "large")
+    owner = Owner(card)
+    card.write("llmasos.yaml", owner.settings(NAME))
+    report.machine = "Cortex-A76, 2 GB"
+    with Emulator(card, "cortex-a76", 2048) as machine:
+        _first_boot(machine, owner, report)
+        user, password = owner.access(machine)
+        with Client(machine.mqtt_port, user, password, NAME) as client:
+            _strangers(machine, client, report)
+            _alarm(client, report)
+            _system(machine, owner, report)
+            _memory(machine, owner, report)
+            _worker_killed(machine, owner, client, report)
+            _flood(machine, owner, client, report)
+            _daemon_hangs(machine, owner, client, report)
+        _reboot(machine, owner, report)
+
+
+def _small(image: Path, report: Report) -> None:
+    card = Card(image, WORK / "test" / "small")
+    owner = Owner(card)
+    card.write("llmasos.yaml", MISSPELT)
+    card.write("node.yaml", ZERO_NODE.replace("kitchen", "llmasos"))
+    report.machine = "Cortex-A72, 512 MB"
+    with Emulator(card, "cortex-a72", 512) as machine:
+        _mistakes(machine, owner, report)
+    card.write("llmasos.yaml", owner.settings(NAME))
+    card.write("node.yaml", ZERO_NODE)
+    with Emulator(card, "cortex-a72", 512) as machine:
+        _mended(machine, owner, report)
+        user, password = owner.access(machine)
+        with Client(machine.mqtt_port, user, password, NAME) as client:
+            _alarm(client, report)
+            _system(machine, owner, report)
+            _memory(machine, owner, report)
+            _worker_killed(machine, owner, client, report)
+            _flood(machine, owner, client, report)
+
+
+def _connect(machine: Emulator, owner: Owner, node: str) -> Client:
+    user, password = owner.access(machine)
+    return wait(lambda: Client(machine.mqtt_port, user, password, node), machine, "the broker")
+
+
+def _first_boot(machine: Emulator, owner: Owner, report: Report, node: str = NAME) -> None:
+    with report.check("first boot, to the status online"), _connect(machine, owner, node) as client:
+        client.wait_online(ANSWER_S * 3)
+        _first_answer(machine, client, report)
+
+
+def _first_answer(machine: Emulator, client: Client, report: Report) -> None:
+    with report.check("first answer") as seen:
+        reply = client.ask(QUESTION, max_tokens=24)
+        took = time.monotonic() - machine.started
+        require(reply["status"] == "ok", f"the first answer is {reply}")
+        require("Paris" in reply["output"]["text"], f"the first answer is {reply['output']['text']!r}")
+        seen += [repr(reply["output"]["text"]), f"{took:.0f} s after power-on"]
+        require(took < ANSWER_S, f"the first answer came {took:.0f} s after power-on, not within {ANSWER_S:.0f} s")
+
+
+def _strangers(machine: Emulator, client: Client, report: Report) -> None:
+    with report.check("strangers are refused") as seen:
+        for user, password in ((None, None), (client.user, "wrong password"), ("nobody", "12345678")):
+            try:
+                Client(machine.mqtt_port, user, password).close()
+            except Refused as refused:
+                seen.append(f"{user}: {refused}")
+            else:
+                raise Failed(f"the broker lets {user} in")
+        own, client.user = client.user, "somebody"
+        try:
+            client.ask(QUESTION, timeout_s=5)
+        except TimeoutError:
+            seen.append("a request under another's name: no reply")
+        else:
+            raise Failed("a request under another's name is answered")
+        finally:
+            client.user = own
+
+
+def _alarm(client: Client, report: Report) -> None:
+    with report.check("smoke alarm") as seen:
+        client.subscribe("home/alerts/#")
+        client.publish("zigbee2mqtt/kitchen/smoke", {"smoke": True, "temperature": 61})
+        alert = client.receive(lambda it: it == "home/alerts/kitchen", 60)
+        require("Leave the" in alert["instruction"], f"the alarm says {alert}")
+        seen.append(alert["instruction"])
+
+
+def _system(machine: Emulator, owner: Owner, report: Report) -> None:
+    with report.check("the system") as seen:
+        failed = owner.run(machine, "systemctl --failed --plain --no-legend")
+        require(not failed, f"failed units: {failed}")
+        grown = int(owner.run(machine, "df --output=size -m /data | tail -n 1"))
+        require(grown > 1500, f"the data partition has {grown} MiB of a card of 4 GiB")
+        locked = owner.run(machine, r"awk -F: '$2 !~ /^[!*]/ {print $1}' /etc/shadow")
+        require(not locked, f"accounts with a password: {locked}")
+        touched = owner.run(machine, "touch /usr/x 2>&1 || true")
+        require(touched.endswith("Read-only file system"), f"the root is not read-only: {touched}")
+        exposure = owner.run(machine, "systemd-analyze security --no-pager llmasosd | tail -n 1").split(": ")[-1]
+        seen += ["no unit failed", f"data grown to {grown} MiB", f"exposure {exposure}"]
+
+
+def _memory(machine: Emulator, owner: Owner, report: Report) -> None:
+    with report.check("memory") as seen:
+        figures = owner.run(machine, MEASURE).split()
+        everything, model = (int(it) >> 10 for it in figures)
+        seen += [f"userspace {everything - model} MiB", f"the model {model} MiB"]
+        require(everything - model < USERSPACE_MIB, f"userspace takes {everything - model} MiB")
+
+
+def _worker_killed(machine: Emulator, owner: Owner, client: Client, report: Report) -> None:
+    with report.check("a worker is killed while it answers") as seen:
+        wanted = client.request("Tell me a story.", max_tokens=64)
+        time.sleep(3)
+        owner.run(machine, "pkill -KILL -f llmasos_edge.engine.worker")
+        (reply,) = client.replies([wanted], 180)
+        require(reply["status"] == "ok", f"the answer is {reply}")
+        seen.append(f"{reply['usage']['completion_tokens']} tokens all the same")
+
+
+def _flood(machine: Emulator, owner: Owner, client: Client, report: Report) -> None:
+    with report.check(f"a flood of {FLOOD} tasks") as seen:
+        before = owner.run(machine, "systemctl show -P MainPID llmasosd")
+        ids = [client.request(f"Tell me about the number {it}. " * 20, max_tokens=16) for it in range(FLOOD)]
+        replies = client.replies(ids, 900)
+        good = sum(it["status"] == "ok" for it in replies)
+        require(owner.run(machine, "systemctl show -P MainPID llmasosd") == before, "the daemon is another one")
+        killed = owner.run(machine, "journalctl -k --no-pager | grep -ci 'killed process' || true")
+        seen += [f"{good} answered, {len(replies) - good} refused", f"processes that the OOM killer took: {killed}"]
+        require(good, "nothing was answered")
+
+
+def _daemon_hangs(machine: Emulator, owner: Owner, client: Client, report: Report) -> None:
+    with report.check("the daemon hangs, and the watchdog ends it") as seen:
+        before = owner.run(machine, "systemctl show -P MainPID llmasosd")
+        owner.run(machine, f"kill -STOP {before}")
+        wait(lambda: _restarted(machine, owner, before), machine, "a new daemon", WATCHDOG_S)
+        reply = client.ask(QUESTION, timeout_s=WATCHDOG_S, max_tokens=24)
+        require(reply["status"] == "ok", f"the answer is {reply}")
+        seen.append(owner.run(machine, "systemctl show -P NRestarts llmasosd") + " restart")
+
+
+def _restarted(machine: Emulator, owner: Owner, before: str) -> str | None:
+    now = owner.run(machine, "systemctl show -P MainPID llmasosd")
+    return now if now not in (before, "0") else None
+
+
+def _reboot(machine: Emulator, owner: Owner, report: Report) -> None:
+    with report.check("clean reboot; its session is there") as seen:
+        identity = owner.run(machine, "cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub")
+        boot = owner.run(machine, "cat /proc/sys/kernel/random/boot_id")
+        with _connect(machine, owner, NAME) as client:
+            first = client.ask("My name is Ada.", session="s", max_tokens=16)
+            owner.run(machine, "systemctl --no-block reboot")
+        wait(lambda: _rebooted(machine, owner, boot), machine, "the machine after a reboot")
+        with _connect(machine, owner, NAME) as client:
+            client.wait_online(ANSWER_S * 3)
+            second = client.ask("What is my name?", session="s", max_tokens=16)
+        tokens = [it["usage"]["prompt_tokens"] for it in (first, second)]
+        require(tokens[1] > tokens[0] + 16, f"the prompts have {tokens} tokens: nothing was kept")
+        same = owner.run(machine, "cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub")
+        require(same == identity, "machine id or host key changed")
+        seen.append(f"prompts of {tokens[0]} and {tokens[1]} tokens")
+
+
+def _rebooted(machine: Emulator, owner: Owner, before: str) -> str | None:
+    now = owner.run(machine, "cat /proc/sys/kernel/random/boot_id")
+    return now if now != before else None
+
+
+def _mistakes(machine: Emulator, owner: Owner, report: Report) -> None:
+    _first_boot(machine, owner, report, "llmasos")
+    with report.check("a mistake in llmasos.yaml is told on the card") as seen:
+        told = (owner.card.read("FIRSTBOOT-ERROR.txt") or b"").decode()
+        require('did you mean "hostname"' in told, f"FIRSTBOOT-ERROR.txt: {told}")
+        seen.append(told.strip().splitlines()[-1])
+
+
+def _mended(machine: Emulator, owner: Owner, report: Report) -> None:
+    with report.check("after a power cut, and with the file mended") as seen:
+        with _connect(machine, owner, NAME) as client:
+            client.wait_online(ANSWER_S * 3)
+        require(owner.card.read("FIRSTBOOT-ERROR.txt") is None, "FIRSTBOOT-ERROR.txt is still there")
+        seen.append(owner.run(machine, "hostname"))
+
+
+# Shares of all processes in RAM (PSS), and of the worker's: its mapped weights, and its anonymous memory over 42 MiB,
+# which is what interpreter and libraries take (KV cells and compute buffers are the rest).
+MEASURE: Final = r"""
+cat /proc/[0-9]*/smaps_rollup 2>/dev/null | awk '/^Pss:/ {sum += $2} END {print sum}'
+worker=$(pgrep -f llmasos_edge.engine.worker | head -n 1)
+awk '/^[0-9a-f]+-/ {file = $6} /^Pss:/ && file ~ /\.gguf$/ {model += $2} END {print model + 0}' /proc/$worker/smaps
+"""
