@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from image import EPOCH, FILES, ROOT, WORK, archive, boot, debian, disk, environment
-from image.steps import Steps, read_tree
+from image.steps import Steps, read_tree, run
+from image.verify import verify
 from llmasos_edge.services.store import ModelStore
 
 MODEL: Final = "smollm2-135m"
@@ -42,7 +43,17 @@ def build(board: str) -> Path:
     first = steps.make(f"boot-{board}", _inputs(base, ROOT / "image"), lambda it: _make_boot(board, base, it))
     target = WORK / f"llmasos-{board}.img"
     disk.assemble(target, (first / "p1.fat", root / "root.squashfs", None, data / "p4.ext4"), WORK / "disk.log")
+    verify(target, board)
+    _compress(target)
     return target
+
+
+def _compress(image: Path) -> None:
+    """What people flash: they read .xz, which is smaller than anything else that they read."""
+    print("==> compression", flush=True)
+    run(["xz", "--keep", "--force", "--threads=0", "-2", image], WORK / "xz.log")
+    packed = image.with_name(f"{image.name}.xz")
+    print(f"    {image.name}: {packed.stat().st_size / 1e6:.0f} MB compressed", flush=True)
 
 
 def _base(steps: Steps) -> Path:

@@ -1,15 +1,21 @@
-"""The commands about models: models, and model pull, add, rm, verify, load, drop."""
+"""The commands about models: models, and model pull, add, rm, verify, selftest, load, drop."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmasos_edge.cli import render
 from llmasos_edge.cli.node import call, connect, examples, json_option, put
 from llmasos_edge.cli.progress import Progress
-from llmasos_edge.errors import StoreError, Unreachable
+from llmasos_edge.errors import EngineFailed, StoreError, Unreachable
+
+if TYPE_CHECKING:
+    from llmasos_edge.services.store import ModelStore
 
 DEFAULT_STATE = "/var/lib/llmasos"
 
@@ -91,14 +97,43 @@ def drop(name: str, as_json: bool) -> None:
     put(call("model.drop", model=name), as_json, _say_model)
 
 
+@model.command(epilog=examples("llmasos model selftest smollm2-135m --state .state/demo"))
+@click.argument("name", metavar="MODEL")
+@click.option("--state", type=click.Path(path_type=Path, exists=True), help="The node's state folder.")
+@click.option("--kv", type=click.Choice(["q8_0", "f16"]), default="q8_0", help="The type of the KV cells.")
+@json_option
+def selftest(name: str, state: Path | None, kv: str, as_json: bool) -> None:
+    """Whether parking and batching change a model's answers on this processor, bit for bit.
+
+    Reads and writes the state folder itself: run it as the node's user. The result stays with the model.
+    """
+    store = _store(state or Path(os.environ.get("STATE_DIRECTORY") or DEFAULT_STATE))
+    command = [sys.executable, "-m", "llmasos_edge.engine.selftest", str(store.verify(name).path), kv]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EngineFailed(f"the self-test of {name} failed ({done.returncode}): {done.stderr.strip()[-300:]}")
+    stored = store.note_selftest(name, json.loads(done.stdout))
+    put({"id": stored.name, "state": "tested", "selftest": stored.selftest}, as_json, _say_selftest)
+
+
 def _verify_stored(state: Path, name: str) -> dict[str, Any]:
+    stored = _store(state).verify(name)
+    return {"id": stored.name, "state": "verified", "sha256": stored.sha256, "size": stored.size}
+
+
+def _store(state: Path) -> "ModelStore":
     from llmasos_edge.services.store import ModelStore  # noqa: PLC0415 - only a node's absence needs it
 
     root = state / "models"
     if not root.is_dir():  # ModelStore would make it
         raise StoreError(f"{root}: no model store there; --state names the node's state folder")
-    stored = ModelStore(root, None).verify(name)
-    return {"id": stored.name, "state": "verified", "sha256": stored.sha256, "size": stored.size}
+    return ModelStore(root, None)
+
+
+def _say_selftest(result: dict[str, Any]) -> None:
+    found = result["selftest"]
+    differ = f"of {found['rows']} rows of logits, {found['parked']} differ after a park, {found['batched']} in a batch"
+    render.line(f"{result['id']} deterministic: {found['deterministic']} ({differ}; {found['library']}, {found['kv']})")
 
 
 def _say_model(result: dict[str, Any]) -> None:

@@ -169,6 +169,7 @@ def models(rows: Sequence[Row]) -> None:
             Column("SEQUENCES", lambda row: row.get("sequences"), right=True),
             Column("KV", lambda row: row.get("kv")),
             Column("PINNED", lambda row: row.get("pinned")),
+            Column("DETERMINISTIC", lambda row: (row.get("selftest") or {}).get("deterministic"), optional=True),
             Column("LICENCE", lambda row: row.get("licence")),
         ],
         rows,

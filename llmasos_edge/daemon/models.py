@@ -33,7 +33,7 @@ class NodeModels:
         stored = self._store.find(name)
         if stored is None:
             return {"id": name, "state": "missing"}
-        return _shape(stored) | {"licence": stored.licence, "source": stored.source}
+        return _shape(stored) | {"licence": stored.licence, "source": stored.source, "selftest": stored.selftest}
 
     def missing(self) -> list[str]:
         """Configured models that are not on disk."""

@@ -41,6 +41,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: int  # bytes
     licence: str
     source: str
+    selftest: dict[str, str | int] | None = None  # what engine/selftest.py found on this machine
 
 
 class StoredModel(msgspec.Struct, frozen=True):
@@ -52,6 +53,7 @@ class StoredModel(msgspec.Struct, frozen=True):
     size: int
     licence: str
     source: str
+    selftest: dict[str, str | int] | None = None
 
 
 class ModelStore:
@@ -79,7 +81,13 @@ class ModelStore:
         manifest = self._manifest(name)
         if manifest is None or not (path := self._blob(manifest.sha256)).is_file():
             return None
-        return StoredModel(name, path, manifest.sha256, manifest.size, manifest.licence, manifest.source)
+        return StoredModel(path=path, **msgspec.structs.asdict(manifest))
+
+    def note_selftest(self, name: str, result: dict[str, str | int]) -> StoredModel:
+        """Keeps what the self-test found with the model's name."""
+        if (manifest := self._manifest(name)) is None:
+            raise self._unknown(name)
+        return self._record(msgspec.structs.replace(manifest, selftest=result))
 
     def add(
         self, path: Path, name: str, expected_sha256: str | None = None, licence: str = "", report: Report = silent

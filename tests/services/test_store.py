@@ -209,3 +209,15 @@ def test_a_root_that_can_not_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LLMasOSError, match="can't be made"):
         ModelStore(tmp_path / "file", None)
+
+
+def test_a_self_test_stays_with_the_model(root: Path, model: Path) -> None:
+    """It is in the entry, for every process that looks, until the model is removed."""
+    store = ModelStore(root, None)
+    store.add(model, "mine")
+    store.note_selftest("mine", {"deterministic": "yes", "parked": 0})
+    found = ModelStore(root, None).find("mine")
+    assert found is not None
+    assert found.selftest == {"deterministic": "yes", "parked": 0}
+    with pytest.raises(UnknownModel):
+        store.note_selftest("other", {})
