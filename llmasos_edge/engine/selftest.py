@@ -1,6 +1,6 @@
 """The self-test of a model on this processor: are parked, batched and undisturbed computations the same, bit for bit?
 
-`python -m llmasos_edge.engine.selftest FILE KV` prints the result as JSON: a bad file may kill the process that reads it.
+`python -m llmasos_edge.engine.selftest FILE KV` prints the result as JSON: a bad file may kill its process.
 """
 
 from __future__ import annotations  # array[int] exists for the type checker only
