@@ -1,5 +1,6 @@
 """`./run image-test`: the image, booted, asked and broken from outside, as owners, sensors and bad luck do it."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ QUESTION: Final = "What is the capital of France?"
 FLOOD: Final = 40
 WATCHDOG_S: Final = 240.0  # noticed after 30 s, killed 30 s later, started again, the model loaded
 NAME: Final = "kitchen"
+MODEL: Final = "smollm2-135m"
+LLMASOS: Final = "/opt/llmasos/bin/llmasos"
 ZERO_NODE: Final = """\
 apiVersion: llmasos/v1
 kind: Node
@@ -58,6 +61,7 @@ def _large(image: Path, report: Report) -> None:
             _alarm(client, report)
             _system(machine, owner, report)
             _memory(machine, owner, report)
+            _selftest(machine, owner, report)
             _worker_killed(machine, owner, client, report)
             _flood(machine, owner, client, report)
             _daemon_hangs(machine, owner, client, report)
@@ -81,6 +85,7 @@ def _small(image: Path, report: Report) -> None:
             _alarm(client, report)
             _system(machine, owner, report)
             _memory(machine, owner, report)
+            _selftest(machine, owner, report)
             _worker_killed(machine, owner, client, report)
             _flood(machine, owner, client, report)
 
@@ -150,11 +155,23 @@ def _system(machine: Emulator, owner: Owner, report: Report) -> None:
 
 
 def _memory(machine: Emulator, owner: Owner, report: Report) -> None:
+    """All processes' shares of RAM, less the mapped weights and the KV cells, which are the model."""
     with report.check("memory") as seen:
-        figures = owner.run(machine, MEASURE).split()
-        everything, model = (int(it) >> 10 for it in figures)
-        seen += [f"userspace {everything - model} MiB", f"the model {model} MiB"]
-        require(everything - model < USERSPACE_MIB, f"userspace takes {everything - model} MiB")
+        regions = json.loads(owner.run(machine, f"{LLMASOS} mem --json"))["regions"]
+        cells = sum(it["bytes"] for it in regions if it["kind"] == "kv") >> 20
+        everything, weights = (int(it) >> 10 for it in owner.run(machine, MEASURE).split())
+        userspace = everything - weights - cells
+        seen += [f"userspace {userspace} MiB", f"beside {weights} MiB of weights in RAM", f"{cells} MiB of KV cells"]
+        require(userspace < USERSPACE_MIB, f"userspace takes {userspace} MiB")
+
+
+def _selftest(machine: Emulator, owner: Owner, report: Report) -> None:
+    with report.check("the model's self-test") as seen:
+        told = owner.run(machine, f"sudo -u llmasos {LLMASOS} model selftest {MODEL}", 600)
+        models = json.loads(owner.run(machine, f"{LLMASOS} models --json"))
+        found = next(it["selftest"] for it in models if it["id"] == MODEL)
+        require(found and found["deterministic"] in ("yes", "approximate"), f"the model's entry says {found}")
+        seen.append(told)
 
 
 def _worker_killed(machine: Emulator, owner: Owner, client: Client, report: Report) -> None:
@@ -233,10 +250,9 @@ def _mended(machine: Emulator, owner: Owner, report: Report) -> None:
         seen.append(owner.run(machine, "hostname"))
 
 
-# Shares of all processes in RAM (PSS), and of the worker's: its mapped weights, and its anonymous memory over 42 MiB,
-# which is what interpreter and libraries take (KV cells and compute buffers are the rest).
+# PSS in KiB: of all processes, and of the worker's model file.
 MEASURE: Final = r"""
 cat /proc/[0-9]*/smaps_rollup 2>/dev/null | awk '/^Pss:/ {sum += $2} END {print sum}'
-worker=$(pgrep -f llmasos_edge.engine.worker | head -n 1)
-awk '/^[0-9a-f]+-/ {file = $6} /^Pss:/ && file ~ /\.gguf$/ {model += $2} END {print model + 0}' /proc/$worker/smaps
+cat /proc/$(pgrep -f llmasos_edge.engine.worker | head -n 1)/smaps |
+    awk '/^[0-9a-f]+-/ {file = $6} /^Pss:/ && file ~ /\.gguf$/ {sum += $2} END {print sum + 0}'
 """

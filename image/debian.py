@@ -77,7 +77,7 @@ def arm64_root(folder: Path) -> None:
         f'--customize-hook=chroot "$1" sh -c "cd /tmp && {fetch}"',
         f'--customize-hook={python} initramfs-modules "$1"',
         '--customize-hook=rm "$1/etc/initramfs-tools/update-initramfs.conf"',
-        '--customize-hook=chroot "$1" update-initramfs -c -k all',
+        '--customize-hook=chroot "$1" sh -c "update-initramfs -c -k $(ls "$1/usr/lib/modules")"',
         f'--customize-hook=systemd-sysusers --root="$1" {ROOT}/systemd/sysusers.d/llmasos.conf',
         '--customize-hook=chroot "$1" useradd --create-home --shell /bin/bash --groups sudo,llmasos admin',
     ]

@@ -32,6 +32,7 @@ CMAKE: Final = (
     "GGML_NATIVE=OFF",
     "GGML_BACKEND_DL=ON",
     "GGML_CPU_ALL_VARIANTS=ON",  # the worker takes the one that suits its processor
+    "LLAMA_BUILD_APP=OFF",
     "LLAMA_BUILD_COMMON=OFF",
     "LLAMA_BUILD_EXAMPLES=OFF",
     "LLAMA_BUILD_SERVER=OFF",
@@ -47,9 +48,9 @@ def build_engine(folder: Path, toolchain: Path) -> None:
     """`folder`/llama_cpp: the engine's library for every ARM board, compiled inside the toolchain's root."""
     source = engine_source(folder.parent / "source")
     inside, built = toolchain / "llama.cpp", toolchain / "build"
-    for old in (inside, built):
-        shutil.rmtree(old, ignore_errors=True)
-    shutil.copytree(source / "vendor" / "llama.cpp", inside, symlinks=True)
+    shutil.copytree(
+        source / "vendor" / "llama.cpp", inside, symlinks=True, dirs_exist_ok=True
+    )  # goes on where it broke
     cmake = ["chroot", toolchain, "cmake"]
     flags = ["-G", "Ninja", "-S", "/llama.cpp", "-B", "/build", *(f"-D{it}" for it in CMAKE)]
     run([*cmake, *flags], folder / "configure.log")

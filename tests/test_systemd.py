@@ -70,3 +70,11 @@ def test_the_unit_keeps_the_daemon_s_promises() -> None:
     assert set(service["Delegate"].split()) >= {"memory"}
     assert "landlock_restrict_self" in service["SystemCallFilter"]
     assert "MemoryMax" not in service
+
+
+def test_the_image_s_broker_is_confined() -> None:
+    """The unit that the card has in place of Debian's, whose exposure is 9.6."""
+    unit = SYSTEMD.parent / "image/files/etc/systemd/system/mosquitto.service"
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=25", str(unit)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
