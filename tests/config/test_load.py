@@ -196,7 +196,7 @@ def test_what_is_no_node_at_all(tmp_path: Path, content: str) -> None:
     assert "apiVersion" in refusal(tmp_path, content, "")
 
 
-@pytest.mark.parametrize("name", ["node.yaml", "demo.yaml"])
+@pytest.mark.parametrize("name", ["node.yaml", "demo.yaml", "appliance.yaml"])
 def test_the_nodes_that_ship(name: str) -> None:
     """The examples load on every board, and can be shown as JSON."""
     for file in BOARDS.glob("*.yaml"):
