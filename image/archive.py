@@ -1,9 +1,10 @@
 """Archives: the root's tar, Debian's with our own files on top, and the cpio that is added to Debian's initramfs."""
 
 import re
+import stat
 import tarfile
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
 from image import EPOCH
@@ -34,7 +35,7 @@ def merge(base: Path, layer: Path, out: IO[bytes], dropped: Iterable[str] = ()) 
                 folders.add(name)
             elif name in ours:
                 continue
-            if name not in gone and not DROPPED.fullmatch(name):
+            if name not in {*gone, "."} and not DROPPED.fullmatch(name):
                 target.addfile(member, source.extractfile(member) if member.isreg() else None)
         for name, path in ours.items():
             if name not in folders:
@@ -55,10 +56,12 @@ def _add(target: tarfile.TarFile, name: str, path: Path) -> None:
         target.addfile(member, file)
 
 
-def cpio(files: Iterable[tuple[str, bytes]]) -> bytes:
-    """Programs as an archive that the kernel unpacks after the initramfs it is appended to."""
-    entries = [*((name, MODE_PROGRAM | 0o100000, data) for name, data in files), ("TRAILER!!!", 0, b"")]
-    return b"".join(_entry(inode, *entry) for inode, entry in enumerate(entries, 1))
+def cpio(folder: str, files: Iterable[tuple[str, bytes]]) -> bytes:
+    """Programs in a folder, as an archive that the kernel unpacks after the initramfs it is appended to."""
+    parents = [str(it) for it in reversed([PurePosixPath(folder), *PurePosixPath(folder).parents][:-1])]
+    entries = [(it, MODE_FOLDER | stat.S_IFDIR, b"") for it in parents]  # the kernel makes none by itself
+    entries += [(f"{folder}/{name}", MODE_PROGRAM | stat.S_IFREG, data) for name, data in files]
+    return b"".join(_entry(inode, *entry) for inode, entry in enumerate([*entries, ("TRAILER!!!", 0, b"")], 1))
 
 
 def _entry(inode: int, name: str, mode: int, data: bytes) -> bytes:

@@ -30,7 +30,7 @@ FIRMWARE: Final = ("bootcode.bin", "fixup.dat", "fixup4.dat", "start.elf", "star
 def command_line(board: str) -> str:
     """What the kernel is told: no device of any machine, only what is written into the card."""
     root = f"root=PARTUUID={root_partuuid('a')} rootfstype=squashfs ro rootwait"
-    return f"{root} {CONSOLES[board]} panic=10 systemd.ssh_auto=no\n"
+    return f"{root} {CONSOLES[board]} panic=10 quiet systemd.ssh_auto=no\n"
 
 
 def fill(board: str, base: Path, target: Path) -> None:
@@ -71,5 +71,4 @@ def _addition() -> bytes:
     """Our script for the initramfs, and the list of those that run when the root is mounted."""
     script = (HERE / "initramfs" / "llmasos").read_bytes()
     order = b'/scripts/local-bottom/llmasos "$@"\n[ -e /conf/param.conf ] && . /conf/param.conf\n'
-    folder = "scripts/local-bottom"
-    return cpio([(f"{folder}/llmasos", script), (f"{folder}/ORDER", order)])
+    return cpio("scripts/local-bottom", [("llmasos", script), ("ORDER", order)])

@@ -27,9 +27,10 @@ DROPPED: Final = (
     "etc/systemd/system/timers.target.wants/e2scrub_all.timer",
     "etc/systemd/system/multi-user.target.wants/e2scrub_reap.service",
     "etc/systemd/system/getty.target.wants/getty@tty1.service",
+    "etc/systemd/system/ssh.service.wants/sshd-keygen.service",  # first boot makes the one key that is used
 )
 MASKED: Final = ("getty@.service", "serial-getty@.service")  # no account has a password: nobody could log in there
-SQUASH: Final = ("-comp", "zstd", "-Xcompression-level", "15", "-b", "256K", "-quiet", "-no-progress")
+SQUASH: Final = ("-comp", "zstd", "-b", "256K", "-root-mode", "755", "-quiet", "-no-progress")
 
 
 def build(board: str) -> Path:

@@ -71,12 +71,8 @@ def arm64_root(folder: Path) -> None:
         "--architectures=arm64",
         f"--include={','.join(PACKAGES)}",
         *(f"--dpkgopt=path-exclude=/usr/share/{it}/*" for it in LEFT_OUT),
-        # The initramfs is made once, after its modules are known.
-        '--essential-hook=mkdir -p "$1/etc/initramfs-tools/conf.d"',
-        '--essential-hook=echo update_initramfs=no > "$1/etc/initramfs-tools/update-initramfs.conf"',
         f'--customize-hook=chroot "$1" sh -c "cd /tmp && {fetch}"',
         f'--customize-hook={python} initramfs-modules "$1"',
-        '--customize-hook=rm "$1/etc/initramfs-tools/update-initramfs.conf"',
         '--customize-hook=chroot "$1" sh -c "update-initramfs -c -k $(ls "$1/usr/lib/modules")"',
         f'--customize-hook=systemd-sysusers --root="$1" {ROOT}/systemd/sysusers.d/llmasos.conf',
         '--customize-hook=chroot "$1" useradd --create-home --shell /bin/bash --groups sudo,llmasos admin',
@@ -86,4 +82,5 @@ def arm64_root(folder: Path) -> None:
 
 def _mmdebstrap(options: list[str], target: Path, folder: Path) -> None:
     command = ["mmdebstrap", "--verbose", "--mode=root", f"--keyring={KEYRING}", *options, SUITE, str(target), "-"]
+    # INITRD: the kernel's package makes no initramfs; that is done once, when its modules are known.
     run(command, folder / "mmdebstrap.log", text=sources(), extra={"SOURCE_DATE_EPOCH": str(EPOCH), "INITRD": "No"})

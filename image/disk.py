@@ -39,7 +39,7 @@ def make_fat(source: Path, target: Path, log: Path) -> None:
         os.utime(path, (EPOCH, EPOCH))
     target.unlink(missing_ok=True)
     size_kib = str(BOOT_MIB * 1024)
-    options = ["-F", "32", "-n", BOOT_LABEL, "-i", DISK_ID, "--invariant"]
+    options = ["-F", "32", "-n", BOOT_LABEL, "--invariant"]
     run(["mkfs.vfat", *options, "-C", target, size_kib], log)
     run(["mcopy", "-s", "-m", "-i", target, *sorted(source.iterdir()), "::"], log)
 

@@ -68,8 +68,8 @@ def test_what_looks_like_it_stays(name: str) -> None:
 
 
 def test_the_cpio_is_what_the_kernel_reads() -> None:
-    """newc: a head of 110 characters, name and data padded to 4 bytes, and the trailer (initramfs buffer format)."""
-    data = cpio([("scripts/x", b"#!/bin/sh\n")])
+    """newc: a head of 110 characters, name and data padded to 4 bytes, folders before what is in them, a trailer."""
+    data = cpio("scripts/late", [("x", b"#!/bin/sh\n")])
     entries, at = {}, 0
     while at < len(data):
         assert data[at : at + 6] == b"070701"
@@ -78,4 +78,9 @@ def test_the_cpio_is_what_the_kernel_reads() -> None:
         start = at + (110 + fields[11] + 3) // 4 * 4
         entries[name] = (fields[1], data[start : start + fields[6]])
         at = start + (fields[6] + 3) // 4 * 4
-    assert entries == {"scripts/x": (0o100755, b"#!/bin/sh\n"), "TRAILER!!!": (0, b"")}
+    assert list(entries.items()) == [
+        ("scripts", (0o40755, b"")),
+        ("scripts/late", (0o40755, b"")),
+        ("scripts/late/x", (0o100755, b"#!/bin/sh\n")),
+        ("TRAILER!!!", (0, b"")),
+    ]
