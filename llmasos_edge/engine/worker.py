@@ -40,6 +40,7 @@ from llmasos_edge.kernel.units import Bytes, TaskId, Tokens
 
 SWITCH_INTERVAL_S: Final = 0.0005  # the front thread gives the GIL back to the compute thread this soon
 PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+WARM_UP_TOKENS: Final = 32  # 128 of them would take a minute on the slowest boards, more than a load may
 OOM_SCORE: Final = "500"  # the kernel kills a worker before the daemon (proc_pid_oom_score_adj(5))
 
 
@@ -78,15 +79,15 @@ class Worker:
         """Compute a chunk and a few single tokens: touches every buffer, and measures what a step costs."""
         context, token = self._pool.context, 1
         started = time.perf_counter()
-        context.decode([(0, [token] * 128, 0, True)])
+        context.decode([(0, [token] * WARM_UP_TOKENS, 0, True)])
         prefilled = time.perf_counter()
-        for position in range(128, 136):
+        for position in range(WARM_UP_TOKENS, WARM_UP_TOKENS + 4):
             context.decode([(0, [token], position, True)])
         done = time.perf_counter()
         context.clear()
         return {
-            "prefill_ms": (prefilled - started) * 1000 / 128,
-            "step_ms": (done - prefilled) * 1000 / 8,
+            "prefill_ms": (prefilled - started) * 1000 / WARM_UP_TOKENS,
+            "step_ms": (done - prefilled) * 1000 / 4,
             "cells": context.cells,
             "deterministic": "yes" if self._load.exact else "approximate",
             "step_tokens": STEP_TOKENS,

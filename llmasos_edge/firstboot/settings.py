@@ -30,6 +30,7 @@ def new_password() -> str:
 def machine_files(appliance: Appliance) -> Iterator[File]:
     """The host's name, its networks, and who may log in."""
     yield File("etc/hostname", appliance.hostname + "\n")
+    yield File("etc/hosts", f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {appliance.hostname}\n")
     yield File("etc/systemd/network/10-wired.network", _wired(appliance.wired) if appliance.wired else None)
     radio = _wifi(appliance.wifi) if appliance.wifi else None
     yield File("etc/wpa_supplicant/wpa_supplicant-wlan0.conf", radio, PRIVATE)

@@ -14,6 +14,7 @@ def test_without_wishes_files_of_an_earlier_boot_go() -> None:
     """DHCP, no radio, no login: what the image has, with nothing over it."""
     assert written(Appliance()) == {
         "hostname": "llmasos\n",
+        "hosts": "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 llmasos\n",
         "10-wired.network": None,
         "wpa_supplicant-wlan0.conf": None,
         "admin": None,
