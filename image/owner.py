@@ -32,6 +32,12 @@ class Report:
 
     machine: str = ""
     rows: list[tuple[str, str, float, str]] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+
+    def figure(self, holds: bool, message: str) -> None:
+        """A figure that is wanted: a miss fails the test, once everything else has been looked at."""
+        if not holds:
+            self.missed.append(f"{self.machine}: {message}")
 
     @contextlib.contextmanager
     def check(self, name: str) -> Iterator[list[str]]:
