@@ -10,6 +10,7 @@ from image import WORK
 from image.emulator import Card, Emulator
 from image.mqtt import Client, Refused
 from image.owner import Failed, Owner, Report, require, wait
+from llmasos_edge.engine.sandbox import FULL
 
 ANSWER_S: Final = 90.0  # from power-on to the first answer
 USERSPACE_MIB: Final = 130
@@ -19,6 +20,8 @@ WATCHDOG_S: Final = 240.0  # noticed after 30 s, killed 30 s later, started agai
 NAME: Final = "kitchen"
 MODEL: Final = "smollm2-135m"
 LLMASOS: Final = "/opt/llmasos/bin/llmasos"
+GROUP: Final = "/sys/fs/cgroup/llmasos.slice/llmasosd.service"
+EXPOSURE: Final = 1.7  # systemd-analyze security
 ZERO_NODE: Final = """\
 apiVersion: llmasos/v1
 kind: Node
@@ -61,6 +64,7 @@ def _large(image: Path, report: Report) -> None:
             _strangers(machine, client, report)
             _alarm(client, report)
             _system(machine, owner, report)
+            _confined(machine, owner, report)
             _memory(machine, owner, report)
             _selftest(machine, owner, report)
             _worker_killed(machine, owner, client, report)
@@ -85,6 +89,7 @@ def _small(image: Path, report: Report) -> None:
         with Client(machine.mqtt_port, user, password, NAME) as client:
             _alarm(client, report)
             _system(machine, owner, report)
+            _confined(machine, owner, report)
             _memory(machine, owner, report)
             _selftest(machine, owner, report)
             _worker_killed(machine, owner, client, report)
@@ -154,7 +159,21 @@ def _system(machine: Emulator, owner: Owner, report: Report) -> None:
         touched = owner.run(machine, "touch /usr/x 2>&1 || true")
         require(touched.endswith("Read-only file system"), f"the root is not read-only: {touched}")
         exposure = owner.run(machine, "systemd-analyze security --no-pager llmasosd | tail -n 1").split(": ")[-1]
+        require(float(exposure.split()[0]) <= EXPOSURE, f"the service's exposure is {exposure}")
         seen += ["no unit failed", f"data grown to {grown} MiB", f"exposure {exposure}"]
+
+
+def _confined(machine: Emulator, owner: Owner, report: Report) -> None:
+    """The worker's sandbox is whole, and it is alone in a control group with a limit."""
+    with report.check("the worker is confined") as seen:
+        (model,) = json.loads(owner.run(machine, f"{LLMASOS} models --json"))
+        require(model["sandbox"] == FULL, f"the worker's sandbox is {model['sandbox']}")
+        limits = owner.run(machine, f"cd {GROUP} && grep -H . worker-*/memory.max worker-*/memory.oom.group")
+        found = dict(line.split("/", 1)[1].split(":") for line in limits.splitlines())
+        require(found.get("memory.oom.group") == "1" and found["memory.max"].isdigit(), f"the group has {found}")
+        worker = owner.run(machine, f"cat {GROUP}/worker-*/cgroup.procs")
+        require(worker == owner.run(machine, "pgrep -f llmasos_edge.engine.worker"), f"the group has {worker}")
+        seen += [str(model["sandbox"]), f"memory.max {int(found['memory.max']) >> 20} MiB"]
 
 
 def _memory(machine: Emulator, owner: Owner, report: Report) -> None:
