@@ -31,6 +31,7 @@ TRUST: dict[str, Trust] = {"acl": "acl", "open": "open"}
 
 _DEFAULT_SITE = "home"
 _TARGET_MS = values.integer(1, 60_000)
+_WAITING = values.integer(1, 100_000)
 
 
 def load_node(path: Path, *, boards: Path, board: Board | None = None) -> NodeConfig:
@@ -127,6 +128,8 @@ def _scheduler(spec: Section) -> SchedulerConfig:
             policy=scheduler.take("policy", values.one_of({it: it for it in POLICIES}), default.policy),
             quantum_ms=scheduler.take("quantum_ms", _TARGET_MS, default.quantum_ms),
             decode_target_ms=scheduler.take("decode_target_ms", _TARGET_MS, default.decode_target_ms),
+            max_waiting=scheduler.take("max_waiting", _WAITING, default.max_waiting),
+            max_waiting_per_client=scheduler.take("max_waiting_per_client", _WAITING, default.max_waiting_per_client),
         )
 
 

@@ -36,6 +36,8 @@ class SchedulerConfig:
     policy: str = "priority"
     quantum_ms: int = 200
     decode_target_ms: int = 150
+    max_waiting: int = 1024
+    max_waiting_per_client: int = 256
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,12 @@ def models(config: NodeConfig) -> dict[str, ModelConfig]:
 
 
 def targets(scheduler: SchedulerConfig) -> Targets:
-    return Targets(Milliseconds(scheduler.quantum_ms), Milliseconds(scheduler.decode_target_ms))
+    return Targets(
+        quantum_ms=Milliseconds(scheduler.quantum_ms),
+        decode_ms=Milliseconds(scheduler.decode_target_ms),
+        max_waiting=scheduler.max_waiting,
+        max_waiting_per_client=scheduler.max_waiting_per_client,
+    )
 
 
 def callers(config: NodeConfig) -> list[Caller]:

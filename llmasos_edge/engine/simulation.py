@@ -20,7 +20,8 @@ from llmasos_edge.kernel.trace import Trace
 from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId, Priority, SessionId, TaskId, Tokens
 
 CLIENT: Final = ClientId("simulation")
-TARGETS: Final = Targets(quantum_ms=Milliseconds(200), decode_ms=Milliseconds(150))
+UNBOUNDED: Final = 1 << 30
+TARGETS: Final = Targets(Milliseconds(200), Milliseconds(150), max_waiting=UNBOUNDED, max_waiting_per_client=UNBOUNDED)
 ENDLESS_MS: Final = 86_400_000.0  # a simulation that goes on for a day longer will not end
 LOAD_TIMEOUT: Final = Milliseconds(60_000)
 T = TypeVar("T")
@@ -129,6 +130,7 @@ class Simulation:
         program: SimulatedProgram,
         *,
         model: ModelId | None = None,
+        client: ClientId = CLIENT,
         priority: Priority = Priority.NORMAL,
         max_tokens: int = 256,
         deadline_ms: int | None = None,
@@ -137,7 +139,7 @@ class Simulation:
     ) -> Submission:
         """The default model is the first one."""
         return Submission(
-            client=CLIENT,
+            client=client,
             model=model or self.models[0],
             program=program,
             priority=priority,

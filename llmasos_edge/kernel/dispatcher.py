@@ -19,18 +19,18 @@ from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.leases import Leases
 from llmasos_edge.kernel.loader import Loader
 from llmasos_edge.kernel.memory.arena import Arena
-from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.processor import PREPARE_MS, Phase, Processor
 from llmasos_edge.kernel.scheduling.batch import Targets
-from llmasos_edge.kernel.scheduling.scheduler import Admit, Keep, Preempt, Scheduler
+from llmasos_edge.kernel.scheduling.lengths import Lengths
+from llmasos_edge.kernel.scheduling.scheduler import Scheduler
+from llmasos_edge.kernel.seats import Seats
 from llmasos_edge.kernel.task import Outcome, State, Task
 from llmasos_edge.kernel.task_table import TaskTable
 from llmasos_edge.kernel.trace import Trace
 from llmasos_edge.kernel.turns import Turns
-from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, TaskId, Tokens
+from llmasos_edge.kernel.units import Milliseconds, ModelId, TaskId, Tokens
 
 DEATHS_ALONE: Final = 2  # then a task is what kills the worker
-PARK_MARGIN: Final = 4096  # bytes of a saved state beside its cells
 
 
 @dataclass(slots=True)
@@ -55,7 +55,9 @@ class Dispatcher:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel: Final = kernel
         self._turns = Turns()
+        self._seats = Seats(kernel.table, kernel.arena, kernel.trace)
         self._leases = Leases(kernel.loader, kernel.trace)
+        self._lengths = Lengths()
         self._deadlines: list[tuple[Milliseconds, TaskId]] = []
 
     # ---- tasks come and go
@@ -64,6 +66,7 @@ class Dispatcher:
         """A new task: it waits for its session's turn, or is prepared."""
         if task.deadline_at is not None:
             heappush(self._deadlines, (task.deadline_at, task.id))
+        task.predicted = self._lengths.predict(task.submission)
         self.processor(task.model).live += 1
         self._turns.enter(task)
         if self._turns.is_first(task):
@@ -93,6 +96,9 @@ class Dispatcher:
             processor.suspects.remove(task)
             task.suspect = False
             processor.changed = True
+        if outcome.error is None:
+            self._lengths.learn(task)
+            processor.learn(task)
         task.outcome, task.ended_ms = outcome, now
         task.move(State.TERMINATED, now)
         self.kernel.table.reap(task)
@@ -119,7 +125,7 @@ class Dispatcher:
         """Its tokens stay; its KV state is parked if it ran and there is room."""
         processor = self.processor(task.model)
         if task.state is State.RUNNING:
-            self._switch_out(processor, task)
+            self._seats.switch_out(processor, task)
         elif task.state is State.READY:
             processor.ready.remove(task)
         elif task in processor.unprepared:
@@ -131,7 +137,7 @@ class Dispatcher:
             task.move(State.BLOCKED, now, "session")
         elif task.prepared:
             task.move(State.READY, now)
-            self.processor(task.model).ready.put(task)
+            self.processor(task.model).enqueue(task)
         elif task.preparing:
             task.move(State.NEW, now)
         else:
@@ -182,8 +188,11 @@ class Dispatcher:
             counts = {"prompt_tokens": prompt_tokens, "context": context}
             self.end(task, Outcome(error=PromptTooLong(text, details=counts)), now)
         elif task.state is State.NEW:
+            if self.kernel.scheduler.promises and (refusal := self._seats.refusal(processor, task, now)):
+                self.end(task, Outcome(error=refusal), now)
+                return
             task.move(State.READY, now)
-            processor.ready.put(task)
+            processor.enqueue(task)
 
     def report(self, model: ModelId, report: hal.Report, now: Milliseconds) -> None:
         processor = self.processor(model)
@@ -191,6 +200,7 @@ class Dispatcher:
             return  # it was dropped meanwhile
         if not report.aborted:
             processor.rates.learn(report.steps, report.prefilled, report.busy_ms)
+        processor.account(report.busy_ms)
         processor.used_at = now
         if report.steps and not report.aborted:
             processor.interrupted = False
@@ -206,6 +216,7 @@ class Dispatcher:
     def _progress(self, task: Task, progress: hal.Progress, now: Milliseconds) -> None:
         if task.state is State.RUNNING or task.parked is not None:  # else its state was lost after this was sent
             task.computed = progress.computed
+        self.processor(task.model).shares.charge(task.submission.client, 0, max(0, progress.generated - task.generated))
         task.generated, task.cached_tokens = progress.generated, progress.cached
         if progress.generated and task.first_token_ms is None:
             task.first_token_ms = now
@@ -294,7 +305,8 @@ class Dispatcher:
                     self.load(processor, now)
             if processor.phase is Phase.LOADED:
                 self._prepare_waiting(processor, now)
-                self._seat(processor, now)
+                processor.quantum_ms = self.kernel.targets.quantum_ms
+                self._seats.fill(processor, self.kernel.scheduler, now)
         self._leases.renew(self.kernel.targets, now)
 
     def load(self, processor: Processor, now: Milliseconds) -> None:
@@ -332,54 +344,6 @@ class Dispatcher:
             processor.preparing[task.id] = task
             processor.prepare_by = processor.prepare_by or Milliseconds(now + PREPARE_MS)
             processor.worker.prepare(task)
-
-    def _seat(self, processor: Processor, now: Milliseconds) -> None:
-        running = processor.running
-        while processor.overcommitted():
-            victim = min(running.values(), key=lambda task: (task.priority, -task.order))
-            self._preempt(processor, victim, now)
-        suspect = processor.quarantined
-        if suspect and suspect.state is State.READY and processor.can_seat(suspect):
-            self._switch_in(processor, suspect, now)
-        while not suspect:
-            decision = self.kernel.scheduler.next(processor.ready, list(running.values()), processor, now)
-            match decision:
-                case Admit():
-                    self._switch_in(processor, self.kernel.table.get(decision.task), now)
-                case Preempt():
-                    for loser in decision.victims:
-                        self._preempt(processor, self.kernel.table.get(loser), now, by=decision.by)
-                    self._switch_in(processor, self.kernel.table.get(decision.by), now)
-                case Keep():
-                    return
-
-    def _switch_in(self, processor: Processor, task: Task, now: Milliseconds) -> None:
-        if all(task.priority > other.priority for other in processor.running.values()):
-            processor.urgent = True
-        processor.ready.remove(task)
-        sequence = processor.take_sequence(task)
-        task.move(State.RUNNING, now)
-        extent, task.parked = task.parked, None
-        processor.worker.switch_in(task.id, sequence, extent)
-        if extent is not None:
-            self.kernel.arena.free(extent)
-
-    def _preempt(self, processor: Processor, task: Task, now: Milliseconds, by: TaskId | None = None) -> None:
-        self._switch_out(processor, task)
-        task.preemptions += 1
-        task.move(State.READY, now)
-        processor.ready.put(task)
-        self.kernel.trace.record(now, "task.preempted", task=task.id, by=by)
-
-    def _switch_out(self, processor: Processor, task: Task) -> None:
-        """Park the state if the arena has room for all that the lease may have added; else it is recomputed."""
-        size = (task.computed + task.granted) * processor.limits.cell_bytes + PARK_MARGIN
-        extent: Extent | None = self.kernel.arena.allocate(Bytes(size)) if task.computed else None
-        processor.give_sequence(task)
-        processor.worker.switch_out(task.id, extent)
-        task.parked, task.granted = extent, Tokens(0)
-        if extent is None:
-            task.computed = Tokens(0)
 
     # ---- who is there
 

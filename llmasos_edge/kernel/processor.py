@@ -8,10 +8,12 @@ from typing import Final
 from llmasos_edge.errors import Panic
 from llmasos_edge.kernel.hal import Engine, Limits, Quantum
 from llmasos_edge.kernel.memory.budget import Region
-from llmasos_edge.kernel.scheduling.batch import BATCH, Rates
+from llmasos_edge.kernel.scheduling.batch import BATCH, SMOOTHING, Rates
+from llmasos_edge.kernel.scheduling.forecast import Cost
 from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
+from llmasos_edge.kernel.scheduling.shares import Debts, Shares
 from llmasos_edge.kernel.task import State, Task
-from llmasos_edge.kernel.units import Milliseconds, ModelId, SequenceId, TaskId
+from llmasos_edge.kernel.units import ClientId, Milliseconds, ModelId, Priority, SequenceId, TaskId, Tokens
 
 HEADROOM: Final = 64  # cells a task must find beyond its own tokens to be seated
 GROWTH: Final = 16  # cells each running task must be able to grow by, or one of them is switched out
@@ -45,6 +47,10 @@ class Processor:
         self.suspects: deque[Task] = deque()  # were in a worker that died; each runs alone
         self.live = 0  # tasks of this model that have no outcome yet, wherever they wait
         self.rates = Rates()
+        self.shares = Shares()
+        self.debts = Debts()
+        self.typical_ms: float | None = None  # what a task took of it, on average; None: not known yet
+        self.quantum_ms = Milliseconds(0)  # as the last dispatch had it
         self.quantum: Quantum | None = None  # the lease that the worker holds
         self.numbers = 0
         self.lease_until = Milliseconds(0)
@@ -93,6 +99,34 @@ class Processor:
         cells = self.cells_free + sum(other.tokens for other in without)
         room = others < self.limits.sequences and task.tokens + HEADROOM + GROWTH * others <= cells
         return room and self.quarantined is None
+
+    def served(self, client: ClientId) -> int:
+        return self.shares.served(client)
+
+    def owed(self, priority: Priority) -> float:
+        return self.debts.owed(priority)
+
+    def cost(self, task: Task, generates: Tokens) -> Cost:
+        """What it still takes at the rates measured so far, if it generates so much in all (once more, at least)."""
+        prompt, to_come = max(0, task.tokens - task.computed), max(1, generates - task.generated)
+        return Cost(self.rates.expected_ms(0, prompt), self.rates.expected_ms(to_come, 0))
+
+    def enqueue(self, task: Task) -> None:
+        """Put a READY task on the queue. A client that had none here before is not owed for that."""
+        active = self.ready.clients() | {each.submission.client for each in self.running.values()}
+        if task.submission.client not in active:
+            self.shares.enter(task.submission.client, active)
+        task.left_ms = self.cost(task, task.predicted).total_ms
+        self.ready.put(task)
+
+    def learn(self, task: Task) -> None:
+        """It has ended by itself."""
+        took = self.rates.expected_ms(task.generated, task.prompt_tokens - task.cached_tokens)
+        self.typical_ms = took if self.typical_ms is None else self.typical_ms + SMOOTHING * (took - self.typical_ms)
+
+    def account(self, busy_ms: float) -> None:
+        """So long was computed: who looked on is owed some of it."""
+        self.debts.account(busy_ms, self.ready.waiting(), {task.priority for task in self.running.values()})
 
     def overcommitted(self) -> bool:
         """Those who run can't all grow: one must be switched out."""

@@ -4,11 +4,13 @@ from typing import Final
 
 from llmasos_edge.errors import BadRequest, Cancelled, NoMemory, QueueFull, ShuttingDown
 from llmasos_edge.kernel.dispatcher import Dispatcher
+from llmasos_edge.kernel.processor import Processor
 from llmasos_edge.kernel.task import Outcome, State, Submission, Task
 from llmasos_edge.kernel.units import Milliseconds, ModelId, Priority, TaskId
 
-LIVE_MAX: Final = 1024  # tasks that have no outcome yet
-RETRY_MS: Final = 2_000
+RETRY_MS: Final = 2_000  # where nothing is measured yet
+RETRY_LEAST_MS: Final = 100
+RETRY_MOST_MS: Final = 60_000
 
 
 class Syscalls:
@@ -29,8 +31,8 @@ class Syscalls:
             raise ShuttingDown("the node is shutting down", retry_after_ms=RETRY_MS)
         processor = self._dispatcher.processor(submission.model)
         self._dispatcher.kernel.loader.check_fits(processor)
-        if self._table.live_count >= LIVE_MAX and submission.attempt == 1:
-            raise QueueFull(f"{LIVE_MAX} tasks wait already: try again later", retry_after_ms=RETRY_MS)
+        if submission.attempt == 1:
+            self._bound(submission, processor)
         task = self._table.make(submission, now)
         self._trace.record(now, "task.submitted", task=task.id, client=submission.client, priority=task.priority.name)
         self._dispatcher.enter(task, now)
@@ -57,12 +59,12 @@ class Syscalls:
 
     def renice(self, task_id: TaskId, priority: Priority, now: Milliseconds) -> Task:
         task = self._live(task_id)
-        ready = self._dispatcher.processor(task.model).ready
+        processor = self._dispatcher.processor(task.model)
         if task.state is State.READY:
-            ready.remove(task)
+            processor.ready.remove(task)
         task.priority = priority
         if task.state is State.READY:
-            ready.put(task)
+            processor.enqueue(task)
         self._trace.record(now, "task.reniced", task=task.id, priority=priority.name)
         return task
 
@@ -88,16 +90,39 @@ class Syscalls:
         return self._dispatcher.processor(model).phase.value
 
     def position(self, task: Task) -> int:
-        """How many tasks stand before it on the ready queue; 0 for one that runs or is not there yet."""
-        ready = self._dispatcher.processor(task.model).ready
-        return ready.position(task) if task.state is State.READY else len(ready) * (task.state is not State.RUNNING)
+        """How many would be served before it, as things stand; 0 for one that runs."""
+        if task.state is State.RUNNING:
+            return 0
+        processor = self._dispatcher.processor(task.model)
+        ahead = self._dispatcher.kernel.scheduler.position(task, processor.ready, processor)
+        if task.state is State.READY:
+            return ahead
+        return ahead + sum(other.order < task.order for other in (*processor.preparing.values(), *processor.unprepared))
 
     def eta(self, task: Task) -> int:
-        """Milliseconds until it should have its answer, by the rates measured so far: a rough guess."""
+        """Milliseconds until it should have its answer, by the rates and lengths measured so far: a rough guess."""
         processor = self._dispatcher.processor(task.model)
-        rounds = 1 + self.position(task) // processor.limits.sequences
-        steps = rounds * task.submission.max_tokens
-        return int(steps * processor.rates.step_ms)
+        own = processor.cost(task, task.predicted).total_ms
+        if task.state is State.RUNNING:
+            return int(own)
+        position, seats = self.position(task), processor.limits.sequences
+        inside = sorted(processor.cost(each, each.predicted).total_ms for each in processor.running.values())
+        if position < seats - len(inside):
+            return int(own)
+        return int(own + (sum(inside) + position * (processor.typical_ms or own)) / seats)
+
+    def _bound(self, submission: Submission, processor: Processor) -> None:
+        """Raises QueueFull. What a place takes to come free is measured."""
+        targets, client = self._dispatcher.kernel.targets, submission.client
+        running = [task.submission.client for each in self._dispatcher.processors() for task in each.running.values()]
+        waiting = self._table.live_count - len(running)
+        mine = self._table.live_of(client) - running.count(client)
+        if waiting < targets.max_waiting and mine < targets.max_waiting_per_client:
+            return
+        a_place = (processor.typical_ms or RETRY_MS) / processor.limits.sequences
+        retry = int(min(RETRY_MOST_MS, max(RETRY_LEAST_MS, a_place)))
+        whose = f"{waiting} tasks" if waiting >= targets.max_waiting else f"{mine} tasks of {client}"
+        raise QueueFull(f"{whose} wait already: try again later", retry_after_ms=retry)
 
     def _live(self, task_id: TaskId) -> Task:
         task = self._table.get(task_id)

@@ -81,6 +81,9 @@ class Task:
     suspect: bool = False  # was in a worker that died: runs alone until it ends
     deaths_alone: int = 0
     preemptions: int = 0
+    predicted: Tokens = Tokens(0)  # how many it is likely to generate
+    left_ms: float = 0.0  # what it would still have cost alone when it last became READY
+    ready_since: Milliseconds = Milliseconds(0)  # since when it waits, if it is READY
     first_run_ms: Milliseconds | None = None
     first_token_ms: Milliseconds | None = None
     running_since: Milliseconds | None = None
@@ -112,11 +115,16 @@ class Task:
             self.running_since = now
             if self.first_run_ms is None:
                 self.first_run_ms = now
+        if state is State.READY:
+            self.ready_since = now
         self.state, self.reason = state, reason
 
+    def this_run_ms(self, now: Milliseconds) -> Milliseconds:
+        """Since it was last given a sequence; 0: it has none."""
+        return Milliseconds(now - self.running_since if self.running_since is not None else 0)
+
     def running_ms(self, now: Milliseconds) -> Milliseconds:
-        current = now - self.running_since if self.running_since is not None else 0
-        return Milliseconds(self.ran_ms + current)
+        return Milliseconds(self.ran_ms + self.this_run_ms(now))
 
     def start_over(self) -> None:
         """Forget all that was computed: the worker that held it is gone."""

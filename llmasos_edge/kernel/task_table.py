@@ -1,12 +1,12 @@
 """The task table: all task control blocks; the only place where they are made and reaped."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Final
 
 from llmasos_edge.errors import Panic, UnknownTask
 from llmasos_edge.kernel.task import State, Submission, Task
-from llmasos_edge.kernel.units import Milliseconds, TaskId
+from llmasos_edge.kernel.units import ClientId, Milliseconds, TaskId
 
 REMEMBERED: Final = 256  # ended tasks kept for `ps -a` and `show`
 
@@ -17,7 +17,7 @@ class TaskTable:
         self._made = 0
         self._tasks: dict[TaskId, Task] = {}
         self._ended: deque[TaskId] = deque()
-        self._live = 0
+        self._live: Counter[ClientId] = Counter()
 
     def __iter__(self) -> Iterator[Task]:
         return iter(tuple(self._tasks.values()))
@@ -27,7 +27,10 @@ class TaskTable:
 
     @property
     def live_count(self) -> int:
-        return self._live
+        return self._live.total()
+
+    def live_of(self, client: ClientId) -> int:
+        return self._live[client]
 
     def counts(self) -> dict[str, int]:
         """How many tasks are in each state."""
@@ -45,7 +48,7 @@ class TaskTable:
         deadline = None if submission.deadline_ms is None else Milliseconds(now + submission.deadline_ms)
         task = Task(task_id, submission, self._made, now, deadline, submission.priority, attempt=submission.attempt)
         self._tasks[task_id] = task
-        self._live += 1
+        self._live[submission.client] += 1
         return task
 
     def find(self, task_id: TaskId) -> Task | None:
@@ -62,14 +65,16 @@ class TaskTable:
         """The task has ended: keep it for a while, and let go of the oldest one."""
         if task.live:
             raise Panic(f"TaskTable.reap: {task.id} is {task.state.name}")
-        self._live -= 1
+        self._live[task.submission.client] -= 1
+        if not self._live[task.submission.client]:
+            del self._live[task.submission.client]
         self._ended.append(task.id)
         if len(self._ended) > REMEMBERED:
             del self._tasks[self._ended.popleft()]
 
     def check_invariants(self) -> None:
-        live = sum(task.live for task in self)
-        if live != self._live or len(self._tasks) - live != len(self._ended):
+        live = Counter(task.submission.client for task in self.live())
+        if live != self._live or len(self._tasks) - live.total() != len(self._ended):
             raise Panic(f"TaskTable.check_invariants: {live} live, {self._live} counted, {len(self._ended)} ended")
         for task in self:
             if (task.sequence is not None) != (task.state is State.RUNNING):

@@ -146,7 +146,10 @@ def test_all_errors_come_at_once(tmp_path: Path) -> None:
         (MODELS + "  memory: {swap: {path: x}}\n", 'spec.memory.swap: the key "size" is missing'),
         (MODELS + "  memory: {swap: {size: 1GiB}}\n", 'spec.memory.swap: the key "path" is missing'),
         (MODELS + "  memory:\n", "spec.memory: expected a mapping (key: value), not empty"),
-        (MODELS + "  scheduler: {policy: sjf}\n", "is not one of: fcfs, priority"),
+        (
+            MODELS + "  scheduler: {policy: lottery}\n",
+            "is not one of: fcfs, sjf, round-robin, priority, deadline, fair-share",
+        ),
         (MODELS + "  mqtt: {}\n", "needs either `url`"),
         (MODELS + '  mqtt: {managed: true, url: "mqtt://x"}\n', "needs either `url`"),
         (MODELS + '  mqtt: {url: "mqtt://x", port: 1}\n', "spec.mqtt.port: belongs in the `url`"),

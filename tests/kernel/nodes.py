@@ -25,11 +25,23 @@ def model(context: int = 2048, cells: int = 4096, sequences: int = 16) -> Simula
     return SimulatedModel(limits(context, cells, sequences))
 
 
-def tcb(order: int, priority: Priority = Priority.NORMAL, *, prompt: int = 10, preemptions: int = 0) -> Task:
+def tcb(
+    order: int,
+    priority: Priority = Priority.NORMAL,
+    *,
+    prompt: int = 10,
+    preemptions: int = 0,
+    client: str = "c",
+    deadline_at: int | None = None,
+    ready_since: int = 0,
+    left_ms: float = 0.0,
+) -> Task:
     """A READY task control block by itself, for policies."""
-    submission = Submission(ClientId("c"), M, SimulatedProgram(prompt, 10), priority)
-    task = Task(TaskId(f"1-{order}"), submission, order, Milliseconds(0), None, priority, State.READY)
+    submission = Submission(ClientId(client), M, SimulatedProgram(prompt, 10), priority)
+    deadline = None if deadline_at is None else Milliseconds(deadline_at)
+    task = Task(TaskId(f"1-{order}"), submission, order, Milliseconds(0), deadline, priority, State.READY)
     task.prompt_tokens, task.preemptions = Tokens(prompt), preemptions
+    task.ready_since, task.left_ms = Milliseconds(ready_since), left_ms
     return task
 
 

@@ -1,6 +1,7 @@
 """Tests of the system calls: admission, and each call on a task in each state."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,6 @@ import pytest
 from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
 from llmasos_edge.errors import BadRequest, NoMemory, QueueFull, ShuttingDown, UnknownModel, UnknownTask
 from llmasos_edge.kernel.processor import Phase
-from llmasos_edge.kernel.syscalls import LIVE_MAX
 from llmasos_edge.kernel.task import State, Task
 from llmasos_edge.kernel.units import Bytes, ModelId, Priority
 from tests.kernel.conftest import Simulate
@@ -271,18 +271,47 @@ def test_a_model_that_tasks_want_is_not_removed(simulate: Simulate) -> None:
     assert loader.processor(M) is not None, "made again at the next use"
 
 
-def test_the_queue_is_bounded(simulate: Simulate) -> None:
-    """One task more than LIVE_MAX is told to come back later, unless it was accepted before a restart."""
+def bounded(simulation: CheckedSimulation, node: int, client: int) -> None:
+    kernel = simulation.dispatcher.kernel
+    kernel.targets = replace(kernel.targets, max_waiting=node, max_waiting_per_client=client)
+
+
+def test_the_queue_of_the_node_is_bounded(simulate: Simulate) -> None:
+    """One more is told to come back later, unless it was accepted before a restart; who runs does not count."""
+    simulation = simulate({M: model(sequences=2)})
+    bounded(simulation, node=5, client=5)
+    for number in range(5):
+        simulation.submit(PROGRAM, client=f"c{number}")
+    with pytest.raises(QueueFull, match="5 tasks wait already"):
+        simulation.submit(PROGRAM, client="late")
+    simulation.submit(PROGRAM, attempt=2)
+    simulation.run(300)
+    simulation.submit(PROGRAM, client="later")
+    with pytest.raises(QueueFull):
+        simulation.submit(PROGRAM, client="latest")
+
+
+def test_the_queue_of_a_client_is_bounded(simulate: Simulate) -> None:
+    """It is told so, and does not take the places of others."""
     simulation = simulate()
-    simulation.checking = False
-    for _ in range(LIVE_MAX):
-        simulation.submit(PROGRAM)
+    bounded(simulation, node=10, client=3)
+    for _ in range(3):
+        simulation.submit(PROGRAM, client="greedy")
+    with pytest.raises(QueueFull, match="3 tasks of greedy wait already"):
+        simulation.submit(PROGRAM, client="greedy")
+    simulation.submit(PROGRAM, client="modest")
+
+
+def test_when_to_come_again_is_measured(simulate: Simulate) -> None:
+    """A place takes what a task typically costs, over all sequences: 10 ms a token, 1 ms a token of the prompt."""
+    simulation = simulate({M: model(sequences=2)})
+    simulation.submit(PROGRAM)
+    simulation.run()
+    bounded(simulation, node=1, client=1)
+    simulation.submit(SimulatedProgram(prompt=50, answer=400))
     with pytest.raises(QueueFull) as refusal:
         simulation.submit(PROGRAM)
-    assert refusal.value.retry_after_ms is not None
-    simulation.submit(PROGRAM, attempt=2)
-    for task in simulation.tasks():
-        simulation.do(simulation.syscalls.cancel, task.id)
+    assert refusal.value.retry_after_ms == pytest.approx((40 * 10 + 50) / 2, rel=0.1)
 
 
 def test_nobody_enters_a_node_that_shuts_down(simulate: Simulate) -> None:

@@ -33,8 +33,12 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
+    """What the node file says of scheduling, beside the policy."""
+
     quantum_ms: Milliseconds
     decode_ms: Milliseconds  # of a step that decodes while others prefill
+    max_waiting: int = 1024  # live tasks that have no sequence: of the node
+    max_waiting_per_client: int = 256
 
 
 def compose(number: int, running: Sequence[Task], room: int, rates: Rates, targets: Targets, threads: int) -> Quantum:

@@ -1,14 +1,23 @@
 """First come, first served: strictly by submission, and whoever runs is never preempted."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
-from llmasos_edge.kernel.scheduling.scheduler import Admit, Decision, Keep, Room
+from llmasos_edge.kernel.scheduling.ready_queue import Rank, ReadyQueue, by_arrival
+from llmasos_edge.kernel.scheduling.scheduler import Decision, Keep, Room, make_way
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Milliseconds
 
 
 class FirstComeFirstServed:
+    promises: ClassVar[bool] = False
+
+    def rank(self, task: Task) -> Rank:
+        return by_arrival(task)
+
     def next(self, ready: ReadyQueue, running: Sequence[Task], room: Room, now: Milliseconds) -> Decision:
-        first = min(ready.heads(), key=lambda task: task.order, default=None)
-        return Admit(first.id) if first and room.can_seat(first) else Keep()
+        first = ready.first()
+        return make_way(first, (), room) if first else Keep()
+
+    def position(self, task: Task, ready: ReadyQueue, room: Room) -> int:
+        return ready.lower_ranks(task)

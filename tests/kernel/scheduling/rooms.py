@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
 from llmasos_edge.kernel.task import Task
+from llmasos_edge.kernel.units import ClientId, Milliseconds, Priority
 
 
 @dataclass
@@ -14,6 +15,15 @@ class FakeRoom:
     sequences: int
     cells: int = 1 << 20
     running: list[Task] = field(default_factory=list)
+    counters: dict[str, int] = field(default_factory=dict)
+    debts: dict[Priority, float] = field(default_factory=dict)
+    quantum_ms: Milliseconds = Milliseconds(200)
+
+    def served(self, client: ClientId) -> int:
+        return self.counters.get(client, 0)
+
+    def owed(self, priority: Priority) -> float:
+        return self.debts.get(priority, 0.0)
 
     def can_seat(self, task: Task, without: Sequence[Task] = ()) -> bool:
         left = [other for other in self.running if other not in without]

@@ -1,7 +1,11 @@
 """Tests of priority classes: decisions compared as values."""
 
-from llmasos_edge.kernel.scheduling.priority import AGING_MS, PROMOTE_AFTER, PriorityClasses
+from typing import Any
+
+from llmasos_edge.kernel.scheduling.classes import OVERDUE_MS, PROMOTE_AFTER
+from llmasos_edge.kernel.scheduling.priority import CREDIT, PriorityClasses
 from llmasos_edge.kernel.scheduling.scheduler import Admit, Decision, Keep, Preempt
+from llmasos_edge.kernel.scheduling.shares import CRITICAL_DEBT_MS, TURN_MS
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Milliseconds, Priority
 from tests.kernel.nodes import running, tcb
@@ -10,13 +14,18 @@ from tests.kernel.scheduling.rooms import FakeRoom, queue
 BATCH, NORMAL, INTERACTIVE, CRITICAL = Priority
 
 
-def decide(ready: list[Task], inside: list[Task], sequences: int, cells: int = 1 << 20, now: int = 0) -> Decision:
-    room = FakeRoom(sequences, cells, inside)
-    return PriorityClasses().next(queue(*ready), inside, room, Milliseconds(now))
+def decide(
+    ready: list[Task], inside: list[Task], sequences: int, cells: int = 1 << 20, now: int = 0, **accounts: Any
+) -> Decision:
+    """`accounts`: counters of clients, debts to classes."""
+    room = FakeRoom(sequences, cells, inside, **accounts)
+    policy, waiting = PriorityClasses(), queue(*ready)
+    waiting.order_by(policy.rank)
+    return policy.next(waiting, inside, room, Milliseconds(now))
 
 
 def full(*priorities: Priority, preemptions: int = 0) -> list[Task]:
-    """Running tasks that were submitted just before they are looked at, with aging in mind."""
+    """Running tasks, each a little newer than the one before."""
     return [running(tcb(n, each, preemptions=preemptions), n) for n, each in enumerate(priorities)]
 
 
@@ -53,30 +62,63 @@ def test_nobody_is_switched_out_in_vain() -> None:
     assert decide([tcb(9, INTERACTIVE, prompt=95)], inside, 8, cells=100) == Keep()
 
 
-def test_a_task_that_waits_for_cells_is_passed_by_the_more_urgent() -> None:
-    """The aged one is asked first; the most urgent one may still fit."""
-    inside = full(CRITICAL)
-    aged, urgent = tcb(1, BATCH, prompt=90), tcb(2, INTERACTIVE, prompt=5)
-    assert decide([aged, urgent], inside, 8, cells=50, now=2 * AGING_MS) == Admit(urgent.id)
+def test_of_the_same_class_the_client_served_least_comes_first() -> None:
+    """Whoever came first, and however many the other has."""
+    busy, quiet = [tcb(n, client="busy") for n in range(1, 4)], tcb(9, client="quiet")
+    assert decide([*busy, quiet], [], 4, counters={"busy": 10, "quiet": 9}) == Admit(quiet.id)
+    assert decide([*busy, tcb(9, BATCH, client="quiet")], [], 4, counters={"busy": 10}) == Admit(busy[0].id)
 
 
-def test_waiting_raises_the_class_for_admission() -> None:
-    """One class for each AGING_MS, never above INTERACTIVE, and the older first."""
-    batch, normal = tcb(1, BATCH), tcb(2, NORMAL)
-    assert decide([batch, normal], [], 1, now=AGING_MS - 1) == Admit(normal.id)
-    normal.submitted_ms = Milliseconds(AGING_MS)
-    assert decide([batch, normal], [], 1, now=AGING_MS) == Admit(batch.id)
-    critical = tcb(3, CRITICAL)
-    assert decide([batch, critical], [], 1, now=100 * AGING_MS) == Admit(critical.id)
+def test_inside_a_class_deadlines_come_first_as_long_as_their_client_has_credit() -> None:
+    """The earliest of all clients; then nobody gets more than others by naming one."""
+    plain, later = tcb(1, client="a"), tcb(2, client="b", deadline_at=9000)
+    sooner = tcb(3, client="b", deadline_at=5000)
+    assert decide([plain, later, sooner], [], 4, counters={"b": CREDIT}) == Admit(sooner.id)
+    assert decide([plain, later, sooner], [], 4, counters={"b": CREDIT + 1}) == Admit(plain.id)
+    assert decide([later, tcb(4, INTERACTIVE)], [], 4) == Admit(tcb(4).id)
 
 
-def test_aging_never_preempts_and_never_saves_from_preemption() -> None:
-    """An old batch task takes nobody's place, and loses its own as any batch task does."""
-    old, inside = tcb(1, BATCH), full(NORMAL)
-    assert decide([old], inside, 1, now=100 * AGING_MS) == Keep()
-    aged, urgent = running(tcb(0, BATCH)), tcb(9, INTERACTIVE)
-    aged.running_since = None
-    assert decide([old, urgent], [aged], 1, now=100 * AGING_MS) == Preempt((aged.id,), by=urgent.id)
+def test_a_class_that_is_owed_a_turn_is_lent_a_place() -> None:
+    """That of the newest of the lowest class above it; its longest waiting task has it while more is owed."""
+    inside, urgent = full(NORMAL, INTERACTIVE), tcb(9, INTERACTIVE)
+    longest, other = tcb(3, BATCH, ready_since=5), tcb(2, BATCH, ready_since=6)
+    lent = {BATCH: TURN_MS}
+    assert decide([longest, other, urgent], inside, 2, debts=lent) == Preempt((inside[0].id,), by=longest.id)
+    assert decide([longest, urgent], inside, 2, debts={BATCH: TURN_MS - 1}) == Preempt((inside[0].id,), by=urgent.id)
+    inside = [running(longest), inside[1]]
+    assert decide([other, urgent], inside, 2, debts={BATCH: 1}) == Keep()
+    assert decide([other, urgent], inside, 2) == Preempt((longest.id,), by=urgent.id)
+
+
+def test_not_all_places_are_lent() -> None:
+    """Of few places one, of many a quarter."""
+    urgent, debts = tcb(99, NORMAL), {BATCH: TURN_MS}
+    for lent, of, more in ((1, 4, False), (1, 8, True), (2, 8, False)):
+        inside = full(*[BATCH] * lent, *[NORMAL] * (of - lent))
+        wants = decide([tcb(50, BATCH), urgent], inside, of, debts=debts)
+        assert isinstance(wants, Preempt) is more
+
+
+def test_the_critical_lend_nothing_until_much_more_is_owed() -> None:
+    """An alarm takes any place; under a flood of alarms the others still get a turn, when a place comes free."""
+    alarm, waiting = tcb(9, CRITICAL), tcb(1, BATCH)
+    assert decide([alarm, waiting], [], 1, debts={BATCH: TURN_MS}) == Admit(alarm.id)
+    most = TURN_MS + CRITICAL_DEBT_MS
+    assert decide([alarm, waiting], [], 1, debts={BATCH: most}) == Admit(waiting.id)
+    assert decide([alarm, waiting], full(CRITICAL), 1, debts={BATCH: most}) == Keep()
+    inside = full(BATCH)
+    assert decide([alarm], inside, 1, debts={BATCH: CRITICAL_DEBT_MS}) == Preempt((inside[0].id,), by=alarm.id)
+    assert decide([alarm], inside, 1, debts={BATCH: CRITICAL_DEBT_MS + 1}) == Keep()
+
+
+def test_below_a_higher_class_equals_take_turns_when_one_is_overdue() -> None:
+    """Only there: without somebody more urgent, equals never take each other's place."""
+    inside, overdue, urgent = full(BATCH, preemptions=PROMOTE_AFTER), tcb(5, BATCH), tcb(9, NORMAL)
+    assert decide([overdue, urgent], inside, 1, now=OVERDUE_MS) == Preempt((inside[0].id,), by=overdue.id)
+    assert decide([overdue, urgent], inside, 1, now=OVERDUE_MS - 1) == Keep()
+    assert decide([overdue], inside, 1, now=10 * OVERDUE_MS) == Keep()
+    inside[0].running_since = Milliseconds(OVERDUE_MS - 1)
+    assert decide([overdue, urgent], inside, 1, now=OVERDUE_MS) == Keep()
 
 
 def test_who_was_preempted_often_is_spared_by_all_but_the_critical() -> None:

@@ -1,0 +1,104 @@
+"""Seats: who holds a model's sequences. Asks the policy, and switches tasks in and out as it decides."""
+
+from typing import Final
+
+from llmasos_edge.errors import DeadlineExceeded
+from llmasos_edge.kernel.memory.arena import Arena
+from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.processor import Processor
+from llmasos_edge.kernel.scheduling.deadline import earliest
+from llmasos_edge.kernel.scheduling.forecast import broken, ends
+from llmasos_edge.kernel.scheduling.scheduler import Admit, Keep, Preempt, Scheduler
+from llmasos_edge.kernel.task import State, Task
+from llmasos_edge.kernel.task_table import TaskTable
+from llmasos_edge.kernel.trace import Trace
+from llmasos_edge.kernel.units import Bytes, Milliseconds, TaskId, Tokens
+
+PARK_MARGIN: Final = 4096  # bytes of a saved state beside its cells
+REACTION_MS: Final = 100  # until a task that may start does: the step in hand, reports on their way
+
+
+class Seats:
+    """Not thread-safe: on the kernel's thread, for the dispatcher."""
+
+    def __init__(self, table: TaskTable, arena: Arena, trace: Trace) -> None:
+        self._table, self._arena, self._trace = table, arena, trace
+
+    def fill(self, processor: Processor, scheduler: Scheduler, now: Milliseconds) -> None:
+        """Seat who may run, until the policy says Keep."""
+        running = processor.running
+        processor.ready.order_by(scheduler.rank)
+        while processor.overcommitted():
+            victim = min(running.values(), key=lambda task: (task.priority, -task.order))
+            self._preempt(processor, victim, now)
+        suspect = processor.quarantined
+        if suspect and suspect.state is State.READY and processor.can_seat(suspect):
+            self._switch_in(processor, suspect, now)
+        while not suspect:
+            decision = scheduler.next(processor.ready, list(running.values()), processor, now)
+            match decision:
+                case Admit():
+                    self._switch_in(processor, self._table.get(decision.task), now)
+                case Preempt():
+                    for loser in decision.victims:
+                        self._preempt(processor, self._table.get(loser), now, by=decision.by)
+                    self._switch_in(processor, self._table.get(decision.by), now)
+                case Keep():
+                    return
+
+    def _switch_in(self, processor: Processor, task: Task, now: Milliseconds) -> None:
+        if all(task.priority > other.priority for other in processor.running.values()):
+            processor.urgent = True
+        processor.ready.remove(task)
+        sequence = processor.take_sequence(task)
+        if task.first_run_ms is None:
+            processor.shares.charge(task.submission.client, task.prompt_tokens, 0)
+        task.move(State.RUNNING, now)
+        extent, task.parked = task.parked, None
+        processor.worker.switch_in(task.id, sequence, extent)
+        if extent is not None:
+            self._arena.free(extent)
+
+    def _preempt(self, processor: Processor, task: Task, now: Milliseconds, by: TaskId | None = None) -> None:
+        self.switch_out(processor, task)
+        task.preemptions += 1
+        task.move(State.READY, now)
+        processor.enqueue(task)
+        self._trace.record(now, "task.preempted", task=task.id, by=by)
+
+    def switch_out(self, processor: Processor, task: Task) -> None:
+        """Park the state if the arena has room for all that the lease may have added; else it is recomputed."""
+        size = (task.computed + task.granted) * processor.limits.cell_bytes + PARK_MARGIN
+        extent: Extent | None = self._arena.allocate(Bytes(size)) if task.computed else None
+        processor.give_sequence(task)
+        processor.worker.switch_out(task.id, extent)
+        task.parked, task.granted = extent, Tokens(0)
+        if extent is None:
+            task.computed = Tokens(0)
+
+    def refusal(self, processor: Processor, task: Task, now: Milliseconds) -> DeadlineExceeded | None:
+        """Why the task can't be promised its deadline: it would not make it, or another of its class no longer would.
+
+        Counted is all that each may generate, and who has to be served before; lower classes are not asked.
+        """
+        if task.deadline_at is None:
+            return None
+        running = [each for each in processor.running.values() if each.priority >= task.priority]
+        others = [each for each in processor.ready if each.priority >= task.priority]
+        waiting = sorted([*others, task], key=lambda each: (-each.priority, earliest(each)))
+        order = [*running, *waiting]
+        at = order.index(task)
+        costs = [processor.cost(each, each.submission.max_tokens) for each in order]
+        after = [REACTION_MS + end for end in ends(costs, processor.limits.sequences)]
+        if now + after[at] > task.deadline_at:
+            text = f"it would take {after[at] / 1000:.1f} s, and there are {(task.deadline_at - now) / 1000:.1f}"
+            return _refused(task, f"{text}: ask for fewer max_tokens, or a later deadline", after[at])
+        before = [REACTION_MS + end for end in ends(costs[:at] + costs[at + 1 :], processor.limits.sequences)]
+        lost = broken(order[:at] + order[at + 1 :], before, after[:at] + after[at + 1 :], now)
+        if lost:
+            return _refused(task, f"{len(lost)} tasks would miss theirs: ask again later", after[at])
+        return None
+
+
+def _refused(task: Task, why: str, expected_ms: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"its deadline can't be met: {why}", details={"text": "", "expected_ms": int(expected_ms)})
