@@ -7,7 +7,7 @@ from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.processor import Processor
 from llmasos_edge.kernel.scheduling.deadline import earliest
-from llmasos_edge.kernel.scheduling.forecast import broken, ends
+from llmasos_edge.kernel.scheduling.forecast import broken, ends, promised
 from llmasos_edge.kernel.scheduling.scheduler import Admit, Keep, Preempt, Scheduler
 from llmasos_edge.kernel.task import State, Task
 from llmasos_edge.kernel.task_table import TaskTable
@@ -15,7 +15,6 @@ from llmasos_edge.kernel.trace import Trace
 from llmasos_edge.kernel.units import Bytes, Milliseconds, TaskId, Tokens
 
 PARK_MARGIN: Final = 4096  # bytes of a saved state beside its cells
-REACTION_MS: Final = 100  # until a task that may start does: the step in hand, reports on their way
 
 
 class Seats:
@@ -89,16 +88,17 @@ class Seats:
         order = [*running, *waiting]
         at = order.index(task)
         costs = [processor.cost(each, each.submission.max_tokens) for each in order]
-        after = [REACTION_MS + end for end in ends(costs, processor.limits.sequences)]
-        if now + after[at] > task.deadline_at:
-            text = f"it would take {after[at] / 1000:.1f} s, and there are {(task.deadline_at - now) / 1000:.1f}"
-            return _refused(task, f"{text}: ask for fewer max_tokens, or a later deadline", after[at])
-        before = [REACTION_MS + end for end in ends(costs[:at] + costs[at + 1 :], processor.limits.sequences)]
+        after = ends(costs, processor.limits.sequences)
+        expected = promised(after[at])
+        if now + expected > task.deadline_at:
+            text = f"it would take {expected / 1000:.1f} s, and there are {(task.deadline_at - now) / 1000:.1f}"
+            return _refused(f"{text}: ask for fewer max_tokens, or a later deadline", expected)
+        before = ends(costs[:at] + costs[at + 1 :], processor.limits.sequences)
         lost = broken(order[:at] + order[at + 1 :], before, after[:at] + after[at + 1 :], now)
         if lost:
-            return _refused(task, f"{len(lost)} tasks would miss theirs: ask again later", after[at])
+            return _refused(f"{len(lost)} tasks would miss theirs: ask again later", expected)
         return None
 
 
-def _refused(task: Task, why: str, expected_ms: float) -> DeadlineExceeded:
+def _refused(why: str, expected_ms: float) -> DeadlineExceeded:
     return DeadlineExceeded(f"its deadline can't be met: {why}", details={"text": "", "expected_ms": int(expected_ms)})

@@ -84,6 +84,7 @@ class Task:
     predicted: Tokens = Tokens(0)  # how many it is likely to generate
     left_ms: float = 0.0  # what it would still have cost alone when it last became READY
     ready_since: Milliseconds = Milliseconds(0)  # since when it waits, if it is READY
+    waited_ms: Milliseconds = Milliseconds(0)  # for the sequence that it holds, if it is RUNNING
     first_run_ms: Milliseconds | None = None
     first_token_ms: Milliseconds | None = None
     running_since: Milliseconds | None = None
@@ -112,7 +113,7 @@ class Task:
             self.ran_ms = Milliseconds(self.ran_ms + now - self.running_since)
             self.running_since = None
         if state is State.RUNNING:
-            self.running_since = now
+            self.running_since, self.waited_ms = now, Milliseconds(now - self.ready_since)
             if self.first_run_ms is None:
                 self.first_run_ms = now
         if state is State.READY:

@@ -55,6 +55,7 @@ class KernelMachine(RuleBasedStateMachine):
         model=st.sampled_from(NAMES),
         priority=st.sampled_from(Priority),
         session=st.sampled_from([None, None, "s", "t"]),
+        client=st.sampled_from("xyz"),
         deadline_ms=st.one_of(st.none(), st.none(), st.integers(0, 5000)),
         count=st.integers(1, 4),
     )

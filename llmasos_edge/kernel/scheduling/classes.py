@@ -9,7 +9,7 @@ from llmasos_edge.kernel.scheduling.shares import CRITICAL_DEBT_MS, TURN_MS
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Milliseconds, Priority
 
-PROMOTE_AFTER: Final = 3  # preemptions by higher classes: then a task is no longer their victim
+PROMOTE_AFTER: Final = 3  # preemptions: then a running task counts as one class higher
 OVERDUE_MS: Final = 30_000  # a task that waits for so long below a higher class takes the place of an equal
 PLACES: Final = 4  # one place of so many is lent to a class that is owed a turn, and one at least
 
@@ -19,7 +19,7 @@ def seat(urgent: Task, ready: ReadyQueue, running: Sequence[Task], room: Room, n
     starving = _starving(urgent, ready, running, room, now)
     if starving is not None:
         return starving
-    return make_way(urgent, _victims(urgent, running, room), room)
+    return make_way(urgent, _victims(urgent, running, room, now), room)
 
 
 def _starving(
@@ -27,7 +27,8 @@ def _starving(
 ) -> Decision | None:
     """A place for a class below `urgent` that is owed a turn, else for one of its tasks that is overdue.
 
-    Who is owed may take the place of anyone but the critical; who is overdue only that of an equal.
+    Who is owed may take the place of anyone but the critical; who is overdue only that of an equal that `urgent`
+    can't have.
     """
     for priority in Priority:
         task = ready.longest_waiting(priority)
@@ -38,7 +39,9 @@ def _starving(
             lenders = [each for each in running if priority < each.priority < Priority.CRITICAL]
             lenders = [each for each in lenders if room.owed(each.priority) <= _tolerated(urgent)]
         elif now - task.ready_since >= OVERDUE_MS:
-            lenders = [each for each in equals if each.this_run_ms(now) >= TURN_MS]
+            lenders = [
+                each for each in equals if each.this_run_ms(now) >= TURN_MS and _standing(each) >= urgent.priority
+            ]
         else:
             continue
         decision = make_way(task, sorted(lenders, key=lambda each: (each.priority, -each.order)), room)
@@ -47,17 +50,22 @@ def _starving(
     return None
 
 
-def _victims(urgent: Task, running: Sequence[Task], room: Room) -> list[Task]:
+def _victims(urgent: Task, running: Sequence[Task], room: Room, now: Milliseconds) -> list[Task]:
     """Who may lose a place to it, in this order: the newest of the lowest class first.
 
-    A class that is owed a turn keeps the place that it was lent. Who lost one too often is spared, but not by
-    the critical.
+    A class that is owed a turn keeps the place that it was lent, and so does for a turn who was overdue.
     """
-    lower = [each for each in running if each.priority < urgent.priority]
+    lower = [each for each in running if _standing(each) < urgent.priority]
     lower = [each for each in lower if room.owed(each.priority) <= _tolerated(urgent)]
     if urgent.priority is not Priority.CRITICAL:
-        lower = [each for each in lower if each.preemptions < PROMOTE_AFTER]
-    return sorted(lower, key=lambda each: (each.preemptions >= PROMOTE_AFTER, each.priority, -each.order))
+        lower = [each for each in lower if each.waited_ms < OVERDUE_MS or each.this_run_ms(now) >= TURN_MS]
+    return sorted(lower, key=lambda each: (_standing(each), each.priority, -each.order))
+
+
+def _standing(task: Task) -> Priority:
+    """The class that a running task counts as: who lost its place too often is promoted, but not to CRITICAL."""
+    promoted = task.preemptions >= PROMOTE_AFTER and task.priority < Priority.INTERACTIVE
+    return Priority(task.priority + promoted)
 
 
 def _tolerated(urgent: Task) -> float:

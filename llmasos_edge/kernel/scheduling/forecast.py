@@ -5,9 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapreplace
 from itertools import accumulate
+from typing import Final
 
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Milliseconds
+
+REACTION_MS: Final = 100  # until a task that may start does: the step in hand, reports on their way
+MARGIN: Final = 1.05  # of what is forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +41,15 @@ def ends(costs: Sequence[Cost], sequences: int) -> list[float]:
     return [end + prefilled[max(number + 1, bisect_left(begins, end))] for number, end in enumerate(decoded)]
 
 
+def promised(end: float) -> float:
+    """In how many milliseconds a task that is forecast to end then will have ended for sure."""
+    return REACTION_MS + MARGIN * end
+
+
 def broken(tasks: Sequence[Task], before: Sequence[float], after: Sequence[float], now: Milliseconds) -> list[Task]:
-    """Whose deadline would have been kept with the ends of `before`, and is not with those of `after`."""
+    """Who would be in time with the ends of `before`, and is delayed and not sure to be with those of `after`."""
     return [
         task
         for task, sooner, later in zip(tasks, before, after, strict=True)
-        if task.deadline_at is not None and now + sooner <= task.deadline_at < now + later
+        if task.deadline_at is not None and later > sooner and now + sooner <= task.deadline_at < now + promised(later)
     ]

@@ -111,7 +111,7 @@ def test_the_critical_lend_nothing_until_much_more_is_owed() -> None:
     assert decide([alarm], inside, 1, debts={BATCH: CRITICAL_DEBT_MS + 1}) == Keep()
 
 
-def test_below_a_higher_class_equals_take_turns_when_one_is_overdue() -> None:
+def test_equals_take_turns_where_one_is_overdue_and_their_betters_can_not_have_the_place() -> None:
     """Only there: without somebody more urgent, equals never take each other's place."""
     inside, overdue, urgent = full(BATCH, preemptions=PROMOTE_AFTER), tcb(5, BATCH), tcb(9, NORMAL)
     assert decide([overdue, urgent], inside, 1, now=OVERDUE_MS) == Preempt((inside[0].id,), by=overdue.id)
@@ -119,16 +119,29 @@ def test_below_a_higher_class_equals_take_turns_when_one_is_overdue() -> None:
     assert decide([overdue], inside, 1, now=10 * OVERDUE_MS) == Keep()
     inside[0].running_since = Milliseconds(OVERDUE_MS - 1)
     assert decide([overdue, urgent], inside, 1, now=OVERDUE_MS) == Keep()
+    inside = full(BATCH)
+    assert decide([overdue, urgent], inside, 1, now=OVERDUE_MS) == Preempt((inside[0].id,), by=urgent.id)
 
 
-def test_who_was_preempted_often_is_spared_by_all_but_the_critical() -> None:
-    """After PROMOTE_AFTER times only an alarm takes its place, and another's first."""
+def test_who_was_overdue_keeps_its_place_for_a_turn_but_not_before_an_alarm() -> None:
+    """Else it would wait as long again for nothing."""
+    inside = full(BATCH)
+    inside[0].waited_ms = Milliseconds(OVERDUE_MS)
+    assert decide([tcb(9)], inside, 1, now=int(TURN_MS) - 1) == Keep()
+    assert decide([tcb(9)], inside, 1, now=int(TURN_MS)) == Preempt((inside[0].id,), by=tcb(9).id)
+    assert decide([tcb(9, CRITICAL)], inside, 1) == Preempt((inside[0].id,), by=tcb(9).id)
+
+
+def test_who_was_preempted_often_counts_as_one_class_higher() -> None:
+    """Then its own betters no longer take its place, those above them do, and after others of that class."""
     tired = full(BATCH, preemptions=PROMOTE_AFTER)
-    assert decide([tcb(9, INTERACTIVE)], tired, 1) == Keep()
-    urgent = tcb(9, CRITICAL)
-    assert decide([urgent], tired, 1) == Preempt((tired[0].id,), by=urgent.id)
-    fresh = running(tcb(5, NORMAL), 1)
-    assert decide([urgent], [*tired, fresh], 2) == Preempt((fresh.id,), by=urgent.id)
+    assert decide([tcb(9, NORMAL)], tired, 1) == Keep()
+    assert decide([tcb(9, NORMAL)], full(BATCH, preemptions=PROMOTE_AFTER - 1), 1) == Preempt(
+        (tired[0].id,), by=tcb(9).id
+    )
+    assert decide([tcb(9, INTERACTIVE)], tired, 1) == Preempt((tired[0].id,), by=tcb(9).id)
+    busy = full(INTERACTIVE, preemptions=PROMOTE_AFTER)
+    assert decide([tcb(9, CRITICAL)], busy, 1) == Preempt((busy[0].id,), by=tcb(9).id)
 
 
 def test_nobody_is_ready() -> None:
