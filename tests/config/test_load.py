@@ -62,7 +62,7 @@ def test_everything_that_a_node_may_say(tmp_path: Path) -> None:
         """
   board: raspberry-pi-5
   memory: {budget: 1536MiB, arena: 256MiB, fit: best-fit, swap: {path: swap, size: 2GiB}}
-  scheduler: {policy: fcfs, quantum_ms: 100, decode_target_ms: 50}
+  scheduler: {policy: fcfs, quantum_ms: 100, decode_target_ms: 50, max_waiting: 9, max_waiting_per_client: 3}
   mqtt: {url: "mqtts://broker.lan", user: kitchen, password_file: pw, ca_file: /ca.pem, trust: acl}
   http: {listen: "[::1]:8000"}
   models:
@@ -78,6 +78,7 @@ def test_everything_that_a_node_may_say(tmp_path: Path) -> None:
     assert config.memory.swap is not None
     assert (config.memory.swap.path, config.memory.swap.size) == (tmp_path / "swap", 2**31)
     assert (config.scheduler.policy, config.scheduler.quantum_ms) == ("fcfs", 100)
+    assert (config.scheduler.max_waiting, config.scheduler.max_waiting_per_client) == (9, 3)
     mqtt = config.mqtt
     assert mqtt is not None
     assert (mqtt.host, mqtt.port, mqtt.tls, mqtt.trust, mqtt.managed) == ("broker.lan", 8883, True, "acl", False)

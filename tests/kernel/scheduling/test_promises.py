@@ -208,3 +208,14 @@ def test_other_policies_try(simulate: Simulate, policy: str) -> None:
     simulation.run()
     assert code(task) == "deadline_exceeded"
     assert task.text
+
+
+def test_what_a_client_is_served_is_its_prompts_and_its_answers(simulate: Simulate) -> None:
+    """A prompt once, also where it is computed again after a preemption; a generated token counts twice."""
+    simulation = simulate({M: model(sequences=1)}, arena=4096)
+    task = simulation.submit(PROGRAM, priority=BATCH, client="a")
+    simulation.run(600)
+    simulation.submit(PROGRAM, priority=CRITICAL, client="b")
+    simulation.run()
+    assert task.preemptions == 1
+    assert simulation.dispatcher.processor(M).served(task.submission.client) == PROGRAM.prompt + 2 * PROGRAM.answer
