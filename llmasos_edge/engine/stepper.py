@@ -19,10 +19,14 @@ class Stepper:
     """Holds the lease. `finish(work, reason)` is called when a task's last token is known."""
 
     def __init__(
-        self, model: LlamaModel, pool: KvPool, send: Callable[[Report], None], finish: Callable[[Work, str], None]
+        self,
+        model: LlamaModel,
+        pool: KvPool,
+        gang: Gang,
+        send: Callable[[Report], None],
+        finish: Callable[[Work, str], None],
     ) -> None:
-        self._model, self._pool, self._send, self._finish = model, pool, send, finish
-        self._gang = Gang()
+        self._model, self._pool, self._gang, self._send, self._finish = model, pool, gang, send, finish
         self._lease: Quantum | None = None
         self._works: list[Work] = []
         self._touched: dict[TaskId, Work] = {}

@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 from llmasos_edge.engine import sandbox
 from llmasos_edge.engine.answer_text import AnswerText
 from llmasos_edge.engine.chat import ChatTemplate
+from llmasos_edge.engine.gang import Gang
 from llmasos_edge.engine.grammar import grammar_of, parse_answer
 from llmasos_edge.engine.kv_pool import KvPool
 from llmasos_edge.engine.llama import STEP_TOKENS, L, LlamaModel
@@ -41,6 +43,7 @@ from llmasos_edge.kernel.units import Bytes, TaskId, Tokens
 SWITCH_INTERVAL_S: Final = 0.0005  # the front thread gives the GIL back to the compute thread this soon
 PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 WARM_UP_TOKENS: Final = 32  # 128 of them would take a minute on the slowest boards, more than a load may
+STEPS_MEASURED: Final = 4
 OOM_SCORE: Final = "500"  # the kernel kills a worker before the daemon (proc_pid_oom_score_adj(5))
 
 
@@ -56,7 +59,8 @@ class Worker:
         names = {"bos": self._model.special_text(bos), "eos": self._model.special_text(eos)}
         self._chat = ChatTemplate(self._model.chat_template, **names)
         self._pool = KvPool(self._model, load, arena)
-        self._stepper = Stepper(self._model, self._pool, self._send, self._finish)
+        self._gang = Gang()
+        self._stepper = Stepper(self._model, self._pool, self._gang, self._send, self._finish)
         self._mailbox = Mailbox(connection, closed=lambda: os._exit(0))
 
     def _send(self, message: Answer) -> None:
@@ -76,23 +80,33 @@ class Worker:
             self._stepper.step()
 
     def _warm_up(self) -> dict[str, object]:
-        """Compute a chunk and a few single tokens: touches every buffer, and measures what a step costs."""
-        context, token = self._pool.context, 1
-        started = time.perf_counter()
-        context.decode([(0, [token] * WARM_UP_TOKENS, 0, True)])
-        prefilled = time.perf_counter()
-        for position in range(WARM_UP_TOKENS, WARM_UP_TOKENS + 4):
-            context.decode([(0, [token], position, True)])
-        done = time.perf_counter()
+        """Compute a chunk and a few single tokens: touches every buffer, and measures what a step costs.
+
+        The first step reads the weights, and lets the gang see whether all its threads have a core.
+        """
+        self._warm_up_step(0, STEPS_MEASURED)
+        prefill = self._warm_up_step(STEPS_MEASURED, WARM_UP_TOKENS)
+        start = STEPS_MEASURED + WARM_UP_TOKENS
+        steps = [self._warm_up_step(position, 1) for position in range(start, start + STEPS_MEASURED)]
+        context = self._pool.context
         context.clear()
         return {
-            "prefill_ms": (prefilled - started) * 1000 / WARM_UP_TOKENS,
-            "step_ms": (done - prefilled) * 1000 / 4,
+            "prefill_ms": prefill * 1000 / WARM_UP_TOKENS,
+            "step_ms": median(steps) * 1000,
             "cells": context.cells,
             "deterministic": "yes" if self._load.exact else "approximate",
             "step_tokens": STEP_TOKENS,
             "sandbox": self._closed,
         }
+
+    def _warm_up_step(self, position: int, count: int) -> float:
+        """Seconds that so many tokens from a position on took."""
+        started = time.perf_counter()
+        self._pool.context.use_threads(self._gang.threads(self._load.threads))
+        self._pool.context.decode([(0, [1] * count, position, True)])
+        took = time.perf_counter() - started
+        self._gang.ran(took, self._load.threads)
+        return took
 
     def _obey(self, command: Command | Answer) -> None:
         match command:
