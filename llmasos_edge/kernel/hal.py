@@ -11,7 +11,7 @@ from typing import Protocol
 from llmasos_edge.kernel.memory.budget import Region
 from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.task import Task
-from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, SequenceId, TaskId, Tokens
+from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, SegmentId, SequenceId, TaskId, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +48,48 @@ class Limits:
     pinned: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A saved segment as a worker reads it: the state of tokens [start, end) of a task, in `extent` of the arena.
+
+    `size` bytes of the extent are used, and `checksum` is theirs. What was saved may reach further than `end`.
+    """
+
+    segment: SegmentId
+    extent: Extent
+    size: Bytes
+    start: Tokens
+    end: Tokens
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Save the state from token `start` on as this segment, into this extent."""
+
+    segment: SegmentId
+    start: Tokens
+    extent: Extent
+
+
 class Engine(Protocol):
     """One worker: a model, its context, and the tasks prepared in it."""
 
     def prepare(self, task: Task) -> None:
         """Render and tokenise -> Prepared or Refused."""
 
-    def switch_in(self, task: TaskId, sequence: SequenceId, extent: Extent | None) -> None:
-        """Give the task a sequence; its state comes from `extent`, or is computed anew."""
+    def switch_in(self, task: TaskId, sequence: SequenceId, pieces: tuple[Piece, ...]) -> None:
+        """Give the task a sequence; of its tokens so many are restored from the pieces as agree with them.
 
-    def switch_out(self, task: TaskId, extent: Extent | None) -> None:
-        """Take the sequence away; its state goes into `extent` (-> Parked), or is lost. Its tokens stay."""
+        Tokens before the first piece are shared with another sequence, or computed. With pieces: -> Restored, once
+        their extents are no longer needed.
+        """
+
+    def switch_out(self, task: TaskId, save: Save | None) -> None:
+        """Take the sequence away; its state is saved (-> Saved), or lost. Its tokens stay."""
+
+    def resize(self, cells: Tokens) -> None:
+        """Make the context anew with so many cells; no task has a sequence -> Resized."""
 
     def grant(self, quantum: Quantum) -> None:
         """Replace the lease -> Report."""
@@ -119,8 +150,12 @@ class Died:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
+    """Its first `shared` tokens are the prefix of this number, whose cells all tasks that have it share."""
+
     task: TaskId
     prompt_tokens: Tokens
+    prefix: int = 0
+    shared: Tokens = Tokens(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +167,29 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Parked:
-    """`size` bytes of the extent are used; 0: the state was lost (the extent was too small)."""
+class Saved:
+    """The segment holds tokens [start, end) in `size` bytes of its extent; 0: nothing was saved, the state is lost."""
+
+    segment: SegmentId
+    start: Tokens
+    end: Tokens
+    size: Bytes
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The pieces agreed with the task's tokens up to `kept`; in those of `corrupt` the checksum was wrong."""
 
     task: TaskId
-    size: Bytes
+    kept: Tokens
+    corrupt: tuple[SegmentId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    cells: Tokens
+    ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,4 +227,4 @@ class Finished:
     error: dict[str, object] | None = None
 
 
-Event = Loaded | Died | Prepared | Refused | Parked | Report | Finished
+Event = Loaded | Died | Prepared | Refused | Saved | Restored | Resized | Report | Finished

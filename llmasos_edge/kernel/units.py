@@ -8,6 +8,7 @@ ModelId = NewType("ModelId", str)
 SessionId = NewType("SessionId", str)
 ClientId = NewType("ClientId", str)
 SequenceId = NewType("SequenceId", int)  # a sequence of one model's context
+SegmentId = NewType("SegmentId", int)  # of saved KV state, unique over restarts
 Bytes = NewType("Bytes", int)
 Tokens = NewType("Tokens", int)
 Milliseconds = NewType("Milliseconds", int)  # durations, and moments on the kernel's monotonic clock
