@@ -1,14 +1,15 @@
-"""Extents: ranges of bytes of the arena, held or free."""
+"""Extents: ranges of bytes of the arena or the swap file, held or free."""
 
 from dataclasses import dataclass
 from typing import Final
 
 PAGE: Final = 4096
+CONTROL_PAGE: Final = 4096  # bytes before the arena in a model's memfd: byte 0 is the abort byte, byte 1 stays 0
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Extent:
-    """A held range of the arena, in bytes; both numbers are multiples of PAGE."""
+    """A range, in bytes; both numbers are multiples of PAGE."""
 
     offset: int
     size: int
@@ -19,3 +20,15 @@ class Extent:
 
 
 Hole = Extent
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Bytes of a held extent that are to go elsewhere. Where the two overlap, the target is the lower."""
+
+    source: Extent
+    target: Extent
+
+    @property
+    def overlaps(self) -> bool:
+        return self.source.offset < self.target.end and self.target.offset < self.source.end

@@ -2,10 +2,18 @@
 
 import pytest
 
-from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.memory.fit import FITS
+from llmasos_edge.kernel.memory.holes import Holes
 
-HOLES = [Extent(0, 300), Extent(1000, 100), Extent(2000, 500), Extent(3000, 100)]
+HOLES = ((3000, 100), (0, 300), (2000, 500), (1000, 100))
+
+
+def holes(*given: tuple[int, int]) -> Holes:
+    """Holes at these offsets, of these sizes."""
+    made = Holes()
+    for offset, size in given:
+        made.add(offset, size)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -21,7 +29,7 @@ HOLES = [Extent(0, 300), Extent(1000, 100), Extent(2000, 500), Extent(3000, 100)
 )
 def test_the_hole_that_is_chosen(fit: str, size: int, offset: int) -> None:
     """First: the lowest that is large enough; best: the smallest; worst: the largest; of equals the lowest."""
-    found = FITS[fit](HOLES, size)
+    found = FITS[fit](holes(*HOLES), size)
     assert found is not None
     assert found.offset == offset
 
@@ -29,5 +37,5 @@ def test_the_hole_that_is_chosen(fit: str, size: int, offset: int) -> None:
 @pytest.mark.parametrize("fit", FITS)
 def test_no_hole_is_large_enough(fit: str) -> None:
     """Shortage is a value."""
-    assert FITS[fit](HOLES, 501) is None
-    assert FITS[fit]([], 1) is None
+    assert FITS[fit](holes(*HOLES), 501) is None
+    assert FITS[fit](holes(), 1) is None
