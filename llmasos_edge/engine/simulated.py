@@ -10,7 +10,6 @@ from typing import Final
 
 from llmasos_edge.errors import Panic
 from llmasos_edge.kernel import hal
-from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Bytes, ModelId, SequenceId, TaskId, Tokens
 
@@ -30,7 +29,8 @@ class SimulatedProgram:
     """A prompt of so many tokens, and an answer that stops by itself after so many.
 
     `preparing` and `running` are faults that it inflicts on its worker; the latter in the first step after
-    `fault_at` tokens were generated. `refusal` is the wire form of an error.
+    `fault_at` tokens were generated. `refusal` is the wire form of an error. What its session has saved agrees with its
+    first `agrees` tokens (None: with all that are there).
     """
 
     prompt: int
@@ -39,6 +39,7 @@ class SimulatedProgram:
     running: Fault | None = None
     fault_at: int = 0
     refusal: dict[str, object] | None = None
+    agrees: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class _Work:
     sequence: SequenceId | None = None
     generated: int = 0
     computed: int = 0
-    parked: Extent | None = None
+    cached: int = 0
     unsent: str = ""
     finished: bool = False
     prefill_left: int = 0
@@ -98,7 +99,11 @@ class _Work:
 
     @property
     def pending(self) -> int:
-        return self.program.prompt + self.generated - self.computed
+        return self.tokens - self.computed
+
+    @property
+    def tokens(self) -> int:
+        return self.program.prompt + self.generated
 
     @property
     def runnable(self) -> bool:
@@ -106,7 +111,7 @@ class _Work:
 
     def progress(self) -> hal.Progress:
         text, self.unsent = self.unsent, ""
-        return hal.Progress(self.task, Tokens(self.computed), Tokens(self.generated), Tokens(0), text)
+        return hal.Progress(self.task, Tokens(self.computed), Tokens(self.generated), Tokens(self.cached), text)
 
     def fault(self) -> Fault | None:
         """What it does to its worker in a step now."""
@@ -134,6 +139,7 @@ class SimulatedEngine:
     def __init__(self, name: ModelId, model: SimulatedModel, timeline: Timeline, deliver: Deliver) -> None:
         self._name, self._model, self._timeline, self._deliver = name, model, timeline, deliver
         self.alive = True
+        self._cells = model.limits.cells
         self._works: dict[TaskId, _Work] = {}
         self._front: deque[_Work] = deque()
         self._unwanted: set[TaskId] = set()  # forgotten while they were still being prepared
@@ -163,11 +169,14 @@ class SimulatedEngine:
         if len(self._front) == 1:
             self._timeline.plan(self._model.prepare_ms, self._prepared)
 
-    def switch_in(self, task: TaskId, sequence: SequenceId, extent: Extent | None) -> None:
-        self._put(partial(self._switch_in, task, sequence, extent))
+    def switch_in(self, task: TaskId, sequence: SequenceId, pieces: tuple[hal.Piece, ...]) -> None:
+        self._put(partial(self._switch_in, task, sequence, pieces))
 
-    def switch_out(self, task: TaskId, extent: Extent | None) -> None:
-        self._put(partial(self._switch_out, task, extent))
+    def switch_out(self, task: TaskId, save: hal.Save | None) -> None:
+        self._put(partial(self._switch_out, task, save))
+
+    def resize(self, cells: Tokens) -> None:
+        self._put(partial(self._resize, cells))
 
     def grant(self, quantum: hal.Quantum) -> None:
         self._put(partial(self._take_lease, quantum))
@@ -252,30 +261,36 @@ class SimulatedEngine:
                 work.prefill_left, work.decode_left = slot.prefill, slot.decode
                 self._leased.append(work)
 
-    def _switch_in(self, task: TaskId, sequence: SequenceId, extent: Extent | None) -> None:
+    def _resize(self, cells: Tokens) -> None:
+        if any(work.sequence is not None for work in self._works.values()):
+            raise Panic(f"SimulatedEngine.resize: tasks of {self._name} have sequences")
+        self._cells = cells
+        self._send(hal.Resized(cells, 0.0))
+
+    def _switch_in(self, task: TaskId, sequence: SequenceId, pieces: tuple[hal.Piece, ...]) -> None:
         work = self._works[task]
         if any(other.sequence == sequence for other in self._works.values()) or work.sequence is not None:
             raise Panic(f"SimulatedEngine.switch_in: sequence {sequence} for {task} is taken")
-        if extent is not None and work.parked is not None and extent != work.parked:
-            raise Panic(f"SimulatedEngine.switch_in: {task} is not parked in {extent}")
-        work.sequence = sequence
-        if work.parked is None or extent is None:
-            work.computed = 0
-        work.parked = None
+        work.sequence, work.computed = sequence, 0
+        if pieces:
+            kept = min(pieces[-1].end, work.tokens if work.program.agrees is None else work.program.agrees)
+            work.computed = min(kept, work.tokens - 1)
+            self._send(hal.Restored(task, Tokens(kept)))
+        if work.generated == 0:
+            work.cached = work.computed
 
-    def _switch_out(self, task: TaskId, extent: Extent | None) -> None:
+    def _switch_out(self, task: TaskId, save: hal.Save | None) -> None:
         work = self._works[task]
         self._remove(work)
         if work.sequence is None:
             return
         work.sequence = None
-        size = work.computed * self._model.limits.cell_bytes + STATE_HEADER
-        if extent is not None and size <= extent.size:
-            work.parked = extent
-        else:
-            size = work.computed = 0
-        if extent is not None:
-            self._send(hal.Parked(task, Bytes(size)))
+        computed, work.computed = work.computed, 0
+        if save is None:
+            return
+        size = (computed - save.start) * self._model.limits.cell_bytes + STATE_HEADER
+        size = size if computed > save.start and size <= save.extent.size else 0
+        self._send(hal.Saved(save.segment, save.start, Tokens(computed), Bytes(size), checksum=0))
 
     def _forget(self, task: TaskId) -> None:
         work = self._works.pop(task, None)
@@ -308,7 +323,7 @@ class SimulatedEngine:
         self._batch, self._began_at = batch, self._timeline.now
         used = sum(work.computed for work in self._works.values() if work.sequence is not None)
         wanted = sum(count for _, count in batch)
-        if used + wanted > self._model.limits.cells:
+        if used + wanted > self._cells:
             self.die(f"no room in the pool for {wanted} tokens")
             return
         faults = [fault for work, _ in batch if (fault := work.fault())]

@@ -1,6 +1,6 @@
 """A simulation: a machine of simulated engines, and the whole kernel on it, run from event to event."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -10,14 +10,38 @@ from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.dispatcher import Dispatcher, Kernel
 from llmasos_edge.kernel.loader import Loader
 from llmasos_edge.kernel.memory.arena import Arena
+from llmasos_edge.kernel.memory.backing import (
+    Moved,
+    Place,
+    ReadDone,
+    ReadFailed,
+    Record,
+    StoredSegment,
+    SwapEvent,
+    SwapStatistics,
+    WriteFailed,
+    Written,
+)
 from llmasos_edge.kernel.memory.budget import Ledger, Region
+from llmasos_edge.kernel.memory.extent import Extent, Move
 from llmasos_edge.kernel.scheduling.batch import Targets
 from llmasos_edge.kernel.scheduling.policies import POLICIES
+from llmasos_edge.kernel.swapper import Stores, Swapper
 from llmasos_edge.kernel.syscalls import Syscalls
 from llmasos_edge.kernel.task import Submission, Task
 from llmasos_edge.kernel.task_table import TaskTable
 from llmasos_edge.kernel.trace import Trace
-from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId, Priority, SessionId, TaskId, Tokens
+from llmasos_edge.kernel.units import (
+    Bytes,
+    ClientId,
+    Milliseconds,
+    ModelId,
+    Priority,
+    SegmentId,
+    SessionId,
+    TaskId,
+    Tokens,
+)
 
 CLIENT: Final = ClientId("simulation")
 UNBOUNDED: Final = 1 << 30
@@ -40,6 +64,7 @@ class SimulatedMachine:
     ) -> None:
         self.cores = cores
         self.engines: dict[ModelId, SimulatedEngine] = {}
+        self.fingerprints: dict[ModelId, str] = {}
         self.loading_faults: dict[ModelId, Fault] = {}  # what befalls workers that are started from now on
         self._models, self._timeline, self._receive, self._latency_ms = models, timeline, deliver, latency_ms
 
@@ -50,6 +75,9 @@ class SimulatedMachine:
         found = self._models[model]
         kv = Bytes(found.limits.cells * found.limits.cell_bytes)
         return Region(f"{model} weights", "weights", found.weights), Region(f"{model} kv", "kv", kv)
+
+    def fingerprint(self, model: ModelId) -> str:
+        return self.fingerprints.get(model, "")
 
     def load_timeout(self, model: ModelId) -> Milliseconds:
         return LOAD_TIMEOUT
@@ -72,6 +100,64 @@ class SimulatedMachine:
 
     def _deliver(self, model: ModelId, event: hal.Event) -> None:
         self._timeline.plan(self._latency_ms, partial(self._receive, model, event))
+
+
+class SimulatedMemory:
+    """RAM that nobody looks into."""
+
+    def discard(self, model: ModelId, extent: Extent) -> None:
+        """Nothing is there."""
+
+
+class SimulatedSwap:
+    """A disk of `rate` bytes a millisecond that does one thing after another, and holds what was written."""
+
+    def __init__(self, timeline: Timeline, deliver: Callable[[SwapEvent], None], rate: float = 20_000) -> None:
+        self.rate = rate
+        self.held: dict[SegmentId, StoredSegment] = {}
+        self.failing = False  # whatever it is asked for now fails
+        self.read_bytes = self.written_bytes = self.moved_bytes = 0
+        self._reads = self._writes = 0
+        self._timeline, self._deliver = timeline, deliver
+        self._free_at = 0.0
+
+    def write(self, record: Record, source: Extent, target: Extent) -> None:
+        self._writes += 1
+        if self.failing:
+            self._later(0, WriteFailed(record.segment, "no space left"))
+            return
+        self.held[record.segment] = StoredSegment(record, target)
+        self.written_bytes += record.size
+        self._later(record.size, Written(record.segment))
+
+    def read(self, request: int, model: ModelId, source: Extent, target: Extent, size: Bytes) -> None:
+        self._reads += 1
+        if self.failing or source not in [each.extent for each in self.held.values()]:
+            self._later(0, ReadFailed(request, "input/output error"))
+            return
+        self.read_bytes += size
+        self._later(size, ReadDone(request))
+
+    def forget(self, segments: Iterable[SegmentId]) -> None:
+        for segment in segments:
+            self.held.pop(segment, None)
+
+    def move_parked(self, segment: SegmentId, model: ModelId, move: Move) -> None:
+        self.moved_bytes += move.source.size
+        self._later(move.source.size, Moved(Place.ARENA, segment, move))
+
+    def move_stored(self, segment: SegmentId, move: Move) -> None:
+        self.moved_bytes += move.source.size
+        self.held[segment] = StoredSegment(self.held[segment].record, move.target)
+        self._later(move.source.size, Moved(Place.SWAP, segment, move))
+
+    def statistics(self) -> SwapStatistics:
+        counts = (self._writes, Bytes(self.written_bytes), self._reads, Bytes(self.read_bytes), Bytes(self.moved_bytes))
+        return SwapStatistics(*counts, self.rate if self._reads else None)
+
+    def _later(self, size: int, event: SwapEvent) -> None:
+        self._free_at = max(self._free_at, self._timeline.now) + size / self.rate
+        self._timeline.plan(self._free_at - self._timeline.now, partial(self._deliver, event))
 
 
 class Transcript:
@@ -102,6 +188,7 @@ class Simulation:
         cores: int = 2,
         budget: Bytes = Bytes(1 << 30),
         arena: Bytes = Bytes(64 << 20),
+        swap: Bytes = Bytes(0),
         targets: Targets = TARGETS,
         latency_ms: float = 0.0,
     ) -> None:
@@ -115,9 +202,12 @@ class Simulation:
         self.trace: Final = Trace()
         self.transcript: Final = Transcript()
         self.arena: Final = Arena(arena, "best-fit")
+        self.device: Final = SimulatedSwap(self.timeline, self._swapped)
+        swapping = (Arena(swap, "best-fit"), self.device) if swap else (None, None)
+        self.swapper: Final = Swapper(Stores(self.arena, SimulatedMemory(), *swapping), self.trace)
         loader = Loader(self.machine, self.ledger, self.trace)
         table = TaskTable(boot=1)
-        parts = (table, POLICIES[policy](), self.arena, loader, self.trace, targets, self.transcript)
+        parts = (table, POLICIES[policy](), self.swapper, loader, self.trace, targets, self.transcript)
         self.dispatcher: Final = Dispatcher(Kernel(*parts))
         self.syscalls: Final = Syscalls(self.dispatcher)
 
@@ -184,6 +274,10 @@ class Simulation:
 
     def _next(self) -> tuple[float | None, Milliseconds | None]:
         return self.timeline.next_moment, self.dispatcher.next_tick()
+
+    def _swapped(self, event: SwapEvent) -> None:
+        self.dispatcher.handle(event, self.now)
+        self.dispatcher.dispatch(self.now)
 
     def _receive(self, model: ModelId, event: hal.Event) -> None:
         if isinstance(event, hal.Report):

@@ -18,17 +18,26 @@ from llmasos_edge.errors import (
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.leases import Leases
 from llmasos_edge.kernel.loader import Loader
-from llmasos_edge.kernel.memory.arena import Arena
+from llmasos_edge.kernel.memory.backing import (
+    Moved,
+    MoveFailed,
+    ReadDone,
+    ReadFailed,
+    SwapEvent,
+    WriteFailed,
+    Written,
+)
 from llmasos_edge.kernel.processor import PREPARE_MS, Phase, Processor
 from llmasos_edge.kernel.scheduling.batch import Targets
 from llmasos_edge.kernel.scheduling.lengths import Lengths
 from llmasos_edge.kernel.scheduling.scheduler import Scheduler
 from llmasos_edge.kernel.seats import Seats
+from llmasos_edge.kernel.swapper import Swapper
 from llmasos_edge.kernel.task import Outcome, State, Task
 from llmasos_edge.kernel.task_table import TaskTable
 from llmasos_edge.kernel.trace import Trace
 from llmasos_edge.kernel.turns import Turns
-from llmasos_edge.kernel.units import Milliseconds, ModelId, TaskId, Tokens
+from llmasos_edge.kernel.units import Milliseconds, ModelId, TaskId
 
 DEATHS_ALONE: Final = 2  # then a task is what kills the worker
 
@@ -42,7 +51,7 @@ class Kernel:
 
     table: TaskTable
     scheduler: Scheduler
-    arena: Arena
+    swapper: Swapper
     loader: Loader
     trace: Trace
     targets: Targets
@@ -55,7 +64,7 @@ class Dispatcher:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel: Final = kernel
         self._turns = Turns()
-        self._seats = Seats(kernel.table, kernel.arena, kernel.trace)
+        self._seats = Seats(kernel.table, kernel.swapper, kernel.trace)
         self._leases = Leases(kernel.loader, kernel.trace)
         self._lengths = Lengths()
         self._deadlines: list[tuple[Milliseconds, TaskId]] = []
@@ -86,11 +95,14 @@ class Dispatcher:
         """From any state: everything that the task holds goes back, and its callers hear of it."""
         processor = self.processor(task.model)
         processor.urgent |= task.state is State.RUNNING and outcome.error is not None
-        self._leave(processor, task, now)
+        if outcome.error is None and task.state is State.RUNNING and task.submission.session is not None:
+            self._seats.keep(processor, task)
+        self._leave(processor, task)
         if task.prepared or task.preparing:
             processor.stop_preparing(task, now)
             processor.worker.forget(task.id)
         task.prepared = task.preparing = False
+        self.kernel.swapper.release(task, now)
         processor.live -= 1
         if task.suspect:
             processor.suspects.remove(task)
@@ -109,17 +121,14 @@ class Dispatcher:
         if following is not None and following.state is State.BLOCKED:
             self.prepare(following, now)
 
-    def _leave(self, processor: Processor, task: Task, now: Milliseconds) -> None:
-        """Take the task off the queue that it is on, and free what it holds but its tokens."""
+    def _leave(self, processor: Processor, task: Task) -> None:
+        """Take the task off the queue that it is on, and its sequence away."""
         if task.state is State.READY:
             processor.ready.remove(task)
-        elif task.state is State.RUNNING:
+        elif task.sequence is not None:
             processor.give_sequence(task)
         elif task in processor.unprepared:
             processor.unprepared.remove(task)
-        if task.parked is not None:
-            self.kernel.arena.free(task.parked)
-            task.parked = None
 
     def suspend(self, task: Task, now: Milliseconds) -> None:
         """Its tokens stay; its KV state is parked if it ran and there is room."""
@@ -145,7 +154,7 @@ class Dispatcher:
 
     # ---- what the world reports
 
-    def handle(self, event: hal.Event, now: Milliseconds) -> None:
+    def handle(self, event: hal.Event | SwapEvent, now: Milliseconds) -> None:
         match event:
             case hal.Loaded():
                 self.kernel.loader.loaded(event, now)
@@ -153,35 +162,40 @@ class Dispatcher:
                 self._died(self.processor(event.model), event.why, now)
             case hal.Report():
                 raise Panic("Dispatcher.handle: a report needs its model: call `report`")
-            case hal.Prepared() | hal.Refused() | hal.Parked() | hal.Finished():
+            case hal.Saved():
+                self._saved(event)
+            case Written() | WriteFailed() | ReadDone() | ReadFailed() | Moved() | MoveFailed():
+                self._swapped(event)
+            case hal.Resized():
+                pass
+            case hal.Restored():
+                self._restored(event)
+            case hal.Prepared() | hal.Refused() | hal.Finished():
                 task = self.kernel.table.find(event.task)
                 if task is not None and task.live:
                     self._task_event(task, event, now)
 
-    def _task_event(
-        self, task: Task, event: hal.Prepared | hal.Refused | hal.Parked | hal.Finished, now: Milliseconds
-    ) -> None:
+    def _task_event(self, task: Task, event: hal.Prepared | hal.Refused | hal.Finished, now: Milliseconds) -> None:
         match event:
             case hal.Prepared():
-                self._prepared(task, event.prompt_tokens, now)
+                self._prepared(task, event, now)
             case hal.Refused():
                 self.processor(task.model).stop_preparing(task, now)
                 task.preparing = False
                 self.end(task, Outcome(error=from_wire(event.error)), now)
-            case hal.Parked():
-                if event.size == 0 and task.parked is not None:
-                    self.kernel.arena.free(task.parked)
-                    task.parked, task.computed = None, Tokens(0)
             case hal.Finished():
                 error = from_wire(event.error) if event.error else None
                 if task.prepared:  # else it is the late word of a worker that was dropped
                     self.end(task, Outcome(event.finish_reason, event.data, error), now)
 
-    def _prepared(self, task: Task, prompt_tokens: Tokens, now: Milliseconds) -> None:
-        processor = self.processor(task.model)
+    def _prepared(self, task: Task, event: hal.Prepared, now: Milliseconds) -> None:
+        processor, prompt_tokens = self.processor(task.model), event.prompt_tokens
         if not processor.stop_preparing(task, now):
             return
         task.preparing, task.prepared, task.prompt_tokens = False, True, prompt_tokens
+        task.prefix, task.shared = event.prefix, event.shared
+        state = self.kernel.swapper.claim(task, self.kernel.loader.machine.fingerprint(task.model), now)
+        task.computed = min(state.end, prompt_tokens)
         context = processor.limits.context
         if prompt_tokens >= context:
             text = f"the prompt has {prompt_tokens} tokens, and the context of {task.model} holds {context}: shorten it"
@@ -193,6 +207,27 @@ class Dispatcher:
                 return
             task.move(State.READY, now)
             processor.enqueue(task)
+
+    def _saved(self, event: hal.Saved) -> None:
+        state = self.kernel.swapper.saved(event)
+        if state is None:
+            return
+        self.processor(state.model).saving -= 1
+        task = None if state.task is None else self.kernel.table.find(state.task)
+        if task is not None and event.size == 0:
+            task.computed = state.end
+
+    def _restored(self, event: hal.Restored) -> None:
+        self.kernel.swapper.restored(event)
+        task = self.kernel.table.find(event.task)
+        if task is not None and task.sequence is not None:
+            task.computed = max(task.computed, min(event.kept, task.tokens))
+
+    def _swapped(self, event: SwapEvent) -> None:
+        state = self.kernel.swapper.swap_event(event)
+        task = None if state is None or state.task is None else self.kernel.table.find(state.task)
+        if task is not None and task.arriving:
+            self._seats.arrived(self.processor(task.model), task)
 
     def report(self, model: ModelId, report: hal.Report, now: Milliseconds) -> None:
         processor = self.processor(model)
@@ -214,7 +249,9 @@ class Dispatcher:
             processor.expect(now)
 
     def _progress(self, task: Task, progress: hal.Progress, now: Milliseconds) -> None:
-        if task.state is State.RUNNING or task.parked is not None:  # else its state was lost after this was sent
+        if task.state is State.RUNNING or (
+            task.kv is not None and task.kv.saving is not None
+        ):  # else it was lost since
             task.computed = progress.computed
         self.processor(task.model).shares.charge(task.submission.client, 0, max(0, progress.generated - task.generated))
         task.generated, task.cached_tokens = progress.generated, progress.cached
@@ -240,6 +277,8 @@ class Dispatcher:
         mine = self._evacuate_all(processor, now)
         for task in victims:
             task.deaths_alone += alone
+            if alone and task.kv is not None:
+                self.kernel.swapper.drop(task.kv)  # it may be what kills the worker
             if not task.suspect:
                 task.suspect = True
                 processor.suspects.append(task)
@@ -252,6 +291,8 @@ class Dispatcher:
 
     def _evacuate_all(self, processor: Processor, now: Milliseconds) -> list[Task]:
         """All live tasks of the model; nothing of them is left in the worker."""
+        self.kernel.swapper.abandon(processor.model)
+        processor.saving = 0
         mine = [task for task in self.kernel.table.live() if task.model == processor.model]
         for task in mine:
             self._evacuate(processor, task, now)
@@ -259,7 +300,7 @@ class Dispatcher:
 
     def _evacuate(self, processor: Processor, task: Task, now: Milliseconds) -> None:
         """Nothing of the task is left in the worker."""
-        self._leave(processor, task, now)
+        self._leave(processor, task)
         processor.stop_preparing(task, now)
         task.start_over()
         if task.state in (State.READY, State.RUNNING, State.NEW):
@@ -360,7 +401,7 @@ class Dispatcher:
 
     def check_invariants(self) -> None:
         self.kernel.table.check_invariants()
-        self.kernel.arena.check_invariants()
+        self.kernel.swapper.check_invariants()
         self.kernel.loader.ledger.check_invariants()
         for processor in self.processors():
             processor.check_invariants()

@@ -11,7 +11,15 @@ from typing import Protocol
 from llmasos_edge.kernel.memory.budget import Region
 from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.task import Task
-from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, SegmentId, SequenceId, TaskId, Tokens
+from llmasos_edge.kernel.units import (
+    Bytes,
+    Milliseconds,
+    ModelId,
+    SegmentId,
+    SequenceId,
+    TaskId,
+    Tokens,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +125,9 @@ class Machine(Protocol):
 
     def footprint(self, model: ModelId) -> tuple[Region, ...]:
         """What a loaded model takes, region by region."""
+
+    def fingerprint(self, model: ModelId) -> str:
+        """What saved KV state of the model is bound to: under another one it means nothing."""
 
     def load_timeout(self, model: ModelId) -> Milliseconds: ...
 

@@ -27,15 +27,16 @@ class Leases:
     def _renew(self, processor: Processor, targets: Targets, now: Milliseconds) -> None:
         """At most one lease a core, and all leases share the cores."""
         active = [each for each in self._loader.processors() if each.quantum is not None]
-        waiting = [each for each in self._loader.processors() if each.quantum is None and each.running]
+        waiting = [each for each in self._loader.processors() if each.quantum is None and each.seated]
         cores = self._loader.machine.cores
         threads = max(1, cores // max(1, len({*active, *waiting})))
         current = processor.quantum
-        if current is None and (not processor.running or len(active) >= cores):
+        seated = processor.seated
+        if current is None and (not seated or len(active) >= cores):
             return
         crowded = len(active) + len(waiting) > cores
         if current is not None:
-            ending = bool(processor.running) and processor.lease_ends_soon(now) and not crowded
+            ending = bool(seated) and processor.lease_ends_soon(now) and not crowded
             if not (ending or processor.changed or current.threads != threads):
                 return
         if current is not None and crowded:  # another model waits for the core: the lease may change, not grow
@@ -44,7 +45,7 @@ class Leases:
 
     def _grant(self, processor: Processor, targets: Targets, threads: int, now: Milliseconds) -> None:
         processor.numbers += 1
-        tasks = list(processor.running.values())
+        tasks = processor.seated
         quantum = compose(processor.numbers, tasks, processor.cells_free, processor.rates, targets, threads)
         processor.worker.grant(quantum)
         if processor.urgent:

@@ -133,5 +133,5 @@ class Loader:
         return [
             Resident(each.model, Bytes(sum(region.bytes for region in each.regions)), each.used_at)
             for each in self.processors()
-            if each.phase is Phase.LOADED and not each.busy and not each.limits.pinned
+            if each.phase is Phase.LOADED and not (each.busy or each.saving or each.limits.pinned)
         ]

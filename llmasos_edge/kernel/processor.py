@@ -1,7 +1,7 @@
 """A processor: one model and its worker as the dispatcher sees them: sequences, cells, lease, and who waits."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Final
 
@@ -44,6 +44,7 @@ class Processor:
         self.running: dict[TaskId, Task] = {}
         self.unprepared: deque[Task] = deque()  # wait for the model to be loaded, or for the quarantine to end
         self.preparing: dict[TaskId, Task] = {}
+        self.saving = 0  # segments that the worker has been told to save, and has not told of yet
         self.suspects: deque[Task] = deque()  # were in a worker that died; each runs alone
         self.live = 0  # tasks of this model that have no outcome yet, wherever they wait
         self.rates = Rates()
@@ -81,8 +82,13 @@ class Processor:
         return bool(self.running or self.preparing or self.unprepared or len(self.ready))
 
     @property
+    def seated(self) -> list[Task]:
+        """Those who can compute: the others' state is still on its way."""
+        return [task for task in self.running.values() if not task.arriving]
+
+    @property
     def cells_free(self) -> int:
-        return self.limits.cells - sum(task.tokens for task in self.running.values())
+        return self.limits.cells - _cells(self.running.values())
 
     @property
     def quarantined(self) -> Task | None:
@@ -91,13 +97,13 @@ class Processor:
 
     def can_seat(self, task: Task, without: Sequence[Task] = ()) -> bool:
         """A sequence and cells are free for it, and stay so while those who run grow a little."""
-        others = len(self.running) - len(without)
-        if self.quarantined not in (None, task):
+        others = [other for other in self.running.values() if other not in without]
+        if self.quarantined not in (None, task) or (task.kv is not None and task.kv.saving is not None):
             return False
         if not others:
             return True
-        cells = self.cells_free + sum(other.tokens for other in without)
-        room = others < self.limits.sequences and task.tokens + HEADROOM + GROWTH * others <= cells
+        cells = self.limits.cells - _cells([*others, task])
+        room = len(others) < self.limits.sequences and HEADROOM + GROWTH * len(others) <= cells
         return room and self.quarantined is None
 
     def served(self, client: ClientId) -> int:
@@ -168,3 +174,10 @@ class Processor:
         for task in self.running.values():
             if task.state is not State.RUNNING or task.model != self.model:
                 raise Panic(f"Processor.check_invariants: {task.id} is {task.state.name} in {self.model}")
+
+
+def _cells(tasks: Iterable[Task]) -> int:
+    """What their tokens take in the pool: a prefix that several share is there once."""
+    tasks = tuple(tasks)
+    prefixes = {task.prefix: task.shared for task in tasks}
+    return sum(task.tokens - task.shared for task in tasks) + sum(prefixes.values())

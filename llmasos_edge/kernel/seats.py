@@ -1,27 +1,23 @@
 """Seats: who holds a model's sequences. Asks the policy, and switches tasks in and out as it decides."""
 
-from typing import Final
-
-from llmasos_edge.errors import DeadlineExceeded
-from llmasos_edge.kernel.memory.arena import Arena
-from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.errors import DeadlineExceeded, Panic
+from llmasos_edge.kernel.memory.kv_state import KvState
 from llmasos_edge.kernel.processor import Processor
 from llmasos_edge.kernel.scheduling.deadline import earliest
 from llmasos_edge.kernel.scheduling.forecast import broken, ends, promised
 from llmasos_edge.kernel.scheduling.scheduler import Admit, Keep, Preempt, Scheduler
+from llmasos_edge.kernel.swapper import Swapper
 from llmasos_edge.kernel.task import State, Task
 from llmasos_edge.kernel.task_table import TaskTable
 from llmasos_edge.kernel.trace import Trace
-from llmasos_edge.kernel.units import Bytes, Milliseconds, TaskId, Tokens
-
-PARK_MARGIN: Final = 4096  # bytes of a saved state beside its cells
+from llmasos_edge.kernel.units import Milliseconds, TaskId, Tokens
 
 
 class Seats:
     """Not thread-safe: on the kernel's thread, for the dispatcher."""
 
-    def __init__(self, table: TaskTable, arena: Arena, trace: Trace) -> None:
-        self._table, self._arena, self._trace = table, arena, trace
+    def __init__(self, table: TaskTable, swapper: Swapper, trace: Trace) -> None:
+        self._table, self._swapper, self._trace = table, swapper, trace
 
     def fill(self, processor: Processor, scheduler: Scheduler, now: Milliseconds) -> None:
         """Seat who may run, until the policy says Keep."""
@@ -49,14 +45,22 @@ class Seats:
         if all(task.priority > other.priority for other in processor.running.values()):
             processor.urgent = True
         processor.ready.remove(task)
-        sequence = processor.take_sequence(task)
+        processor.take_sequence(task)
         if task.first_run_ms is None:
             processor.shares.charge(task.submission.client, task.prompt_tokens, 0)
         task.move(State.RUNNING, now)
-        extent, task.parked = task.parked, None
-        processor.worker.switch_in(task.id, sequence, extent)
-        if extent is not None:
-            self._arena.free(extent)
+        task.arriving = self._swapper.swap_in(_state(task), processor.rates.prefill_ms)
+        if not task.arriving:
+            self.arrived(processor, task)
+
+    def arrived(self, processor: Processor, task: Task) -> None:
+        """All of its state that can be had is in the arena: the worker may have it."""
+        if task.sequence is None:
+            raise Panic(f"Seats.arrived: {task.id} has no sequence")
+        pieces = self._swapper.pieces(_state(task))
+        task.arriving, task.computed = False, Tokens(0)  # what of the pieces agrees with its tokens, the worker knows
+        _state(task).resident = processor.changed = True
+        processor.worker.switch_in(task.id, task.sequence, pieces)
 
     def _preempt(self, processor: Processor, task: Task, now: Milliseconds, by: TaskId | None = None) -> None:
         self.switch_out(processor, task)
@@ -66,14 +70,27 @@ class Seats:
         self._trace.record(now, "task.preempted", task=task.id, by=by)
 
     def switch_out(self, processor: Processor, task: Task) -> None:
-        """Park the state if the arena has room for all that the lease may have added; else it is recomputed."""
-        size = (task.computed + task.granted) * processor.limits.cell_bytes + PARK_MARGIN
-        extent: Extent | None = self._arena.allocate(Bytes(size)) if task.computed else None
+        """Save the state if the arena has room for all that the lease may have added; else it is recomputed."""
+        state = _state(task)
         processor.give_sequence(task)
-        processor.worker.switch_out(task.id, extent)
-        task.parked, task.granted = extent, Tokens(0)
-        if extent is None:
-            task.computed = Tokens(0)
+        state.resident = False
+        if task.arriving:
+            task.arriving = False
+            return
+        save = self._swapper.save(state, _upper(task), processor.limits.cell_bytes)
+        processor.saving += save is not None
+        processor.worker.switch_out(task.id, save)
+        task.granted = Tokens(0)
+        if save is None:
+            task.computed = state.end
+
+    def keep(self, processor: Processor, task: Task) -> None:
+        """Its session goes on from here: save what it has computed, if the arena has room. It has ended."""
+        state = _state(task)
+        save = None if task.arriving else self._swapper.save(state, _upper(task), processor.limits.cell_bytes)
+        if save is not None:
+            processor.saving += 1
+            processor.worker.switch_out(task.id, save)
 
     def refusal(self, processor: Processor, task: Task, now: Milliseconds) -> DeadlineExceeded | None:
         """Why the task can't be promised its deadline: it would not make it, or another of its class no longer would.
@@ -98,6 +115,17 @@ class Seats:
         if lost:
             return _refused(f"{len(lost)} tasks would miss theirs: ask again later", expected)
         return None
+
+
+def _state(task: Task) -> KvState:
+    if task.kv is None:
+        raise Panic(f"Seats: {task.id} was never prepared")
+    return task.kv
+
+
+def _upper(task: Task) -> Tokens:
+    """More tokens than that it can't have computed."""
+    return Tokens(task.computed + task.granted)
 
 
 def _refused(why: str, expected_ms: float) -> DeadlineExceeded:

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Final
 
 from llmasos_edge.errors import LLMasOSError, Panic
-from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.memory.kv_state import KvState
 from llmasos_edge.kernel.units import ClientId, Milliseconds, ModelId, Priority, SequenceId, SessionId, TaskId, Tokens
 
 
@@ -70,10 +70,13 @@ class Task:
     prepared: bool = False  # its tokens are in the worker
     preparing: bool = False
     sequence: SequenceId | None = None
-    parked: Extent | None = None
+    kv: KvState | None = None  # what of it is saved, from its first preparation on
+    arriving: bool = False  # it has a sequence, and its state is on the way from the swap file
     prompt_tokens: Tokens = Tokens(0)
+    prefix: int = 0  # its first `shared` tokens are this prefix, whose cells others may share
+    shared: Tokens = Tokens(0)
     cached_tokens: Tokens = Tokens(0)
-    computed: Tokens = Tokens(0)  # tokens whose KV exists: in its sequence, or parked
+    computed: Tokens = Tokens(0)  # tokens whose KV exists: in its sequence, or saved
     generated: Tokens = Tokens(0)
     granted: Tokens = Tokens(0)  # cells that the current quantum may still add
     text: list[str] = field(default_factory=list)
@@ -130,7 +133,7 @@ class Task:
     def start_over(self) -> None:
         """Forget all that was computed: the worker that held it is gone."""
         self.prepared = self.preparing = False
-        self.sequence = self.parked = None
+        self.sequence, self.arriving = None, False
         self.computed = self.generated = self.granted = Tokens(0)
         if self.text:
             self.text.clear()

@@ -74,10 +74,9 @@ class CheckedSimulation(Simulation):
         leases = [each.quantum for each in self.dispatcher.processors() if each.quantum is not None]
         assert sum(lease.threads for lease in leases) <= self.machine.cores
         for task in self.tasks():
-            held = task.sequence is not None or task.parked is not None
+            held = task.sequence is not None or is_parked(task)
             assert held or not task.live or not task.computed, f"the state of {task.id} is nowhere"
-        parked = sum(task.parked.size for task in self.tasks() if task.parked is not None)
-        assert parked == self.arena.statistics().used
+            assert task.live or task.kv is None
 
     def _check_queues(self) -> None:
         """Every live task waits in exactly the place that its state names."""
@@ -115,7 +114,16 @@ class CheckedSimulation(Simulation):
                 assert not self.machine.engines[processor.model].tasks
                 self.do(self.syscalls.drop, processor.model)
         assert self.dispatcher.kernel.table.live_count == 0
+        for state in self.swapper.states():
+            assert state.task is None
+            assert not state.resident
+            assert not state.arriving
+            assert state.session is not None
+            self.swapper.forget(state)
+        self.run()
         assert self.arena.statistics().used == 0
+        assert self.swapper.swap is None or self.swapper.swap.statistics().used == 0
+        assert not self.device.held
         assert [region.name for region in self.ledger.regions()] == ["arena"]
         ended = [task.id for task in self.transcript.ends]
         assert len(ended) == len(set(ended)), "a task ended twice"
@@ -132,6 +140,11 @@ def is_ok(simulation: CheckedSimulation, task: Task) -> bool:
     whole = answer_text(program.answer)
     right = "".join(task.text) == whole == simulation.text(task)
     return task.outcome is not None and task.outcome.finish_reason == "stop" and right
+
+
+def is_parked(task: Task) -> bool:
+    """Some of its state is saved."""
+    return task.kv is not None and bool(task.kv.segments or task.kv.saving)
 
 
 def code(task: Task) -> str:

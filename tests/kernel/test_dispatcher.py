@@ -9,7 +9,7 @@ from llmasos_edge.kernel.processor import Phase
 from llmasos_edge.kernel.task import State, Task
 from llmasos_edge.kernel.units import Bytes, ModelId, Priority
 from tests.kernel.conftest import Simulate
-from tests.kernel.nodes import MIB, CheckedSimulation, M, code, is_ok, limits, model
+from tests.kernel.nodes import MIB, CheckedSimulation, M, code, is_ok, is_parked, limits, model
 
 SHORT = SimulatedProgram(prompt=20, answer=10)
 LONG = SimulatedProgram(prompt=100, answer=200)
@@ -64,12 +64,11 @@ def test_a_higher_class_preempts_the_newest_of_the_lowest(simulate: Simulate) ->
     run_until(simulation, urgent, State.RUNNING)
     victim = tasks[2]
     assert [task.preemptions for task in tasks] == [0, 0, 1]
-    assert (victim.state, victim.parked is not None) == (State.READY, True)
+    assert (victim.state, is_parked(victim)) == (State.READY, True)
     done = victim.computed
     assert done > LONG.prompt
     run_until(simulation, victim, State.RUNNING)
-    while victim.generated <= done - LONG.prompt + 1:
-        simulation.step()
+    simulation.run(50)
     assert victim.computed > done, "it started over"
     simulation.run()
     assert simulation.prefilled == 3 * LONG.prompt + SHORT.prompt
@@ -95,7 +94,7 @@ def test_without_room_in_the_arena_the_state_is_recomputed(simulate: Simulate) -
     simulation.run(1000)
     urgent = simulation.submit(SHORT, priority=Priority.CRITICAL)
     run_until(simulation, urgent, State.RUNNING)
-    assert (victim.parked, victim.computed) == (None, 0)
+    assert (is_parked(victim), victim.computed) == (False, 0)
     lost = victim.generated
     simulation.run()
     assert is_ok(simulation, victim)
@@ -261,7 +260,7 @@ def test_models_that_do_not_fit_together_take_turns(simulate: Simulate) -> None:
 
 
 def test_a_task_suspended_in_a_model_that_is_dropped_starts_over(simulate: Simulate) -> None:
-    """A suspended task pins no memory: its model goes, and comes back when it is resumed."""
+    """A suspended task pins no model: that goes, and comes back when it is resumed; what was saved saves computing."""
     a, b = ModelId("a"), ModelId("b")
     simulation = simulate(small_models("a", "b"), budget=Bytes(50 * MIB), arena=Bytes(4 * MIB))
     task = simulation.submit(LONG, model=a)
@@ -271,11 +270,13 @@ def test_a_task_suspended_in_a_model_that_is_dropped_starts_over(simulate: Simul
     simulation.run()
     assert is_ok(simulation, other)
     assert simulation.dispatcher.processor(a).phase is Phase.UNLOADED
-    assert (task.prepared, task.parked, task.computed) == (False, None, 0)
+    assert (task.prepared, task.computed) == (False, 0)
+    assert is_parked(task)
     simulation.do(simulation.syscalls.resume, task.id)
     simulation.run()
     assert is_ok(simulation, task)
     assert task.attempt == 2
+    assert simulation.prefilled == LONG.prompt + SHORT.prompt
 
 
 def test_a_task_suspended_in_a_dropped_model_can_be_cancelled(simulate: Simulate) -> None:

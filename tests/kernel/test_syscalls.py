@@ -12,7 +12,7 @@ from llmasos_edge.kernel.processor import Phase
 from llmasos_edge.kernel.task import State, Task
 from llmasos_edge.kernel.units import Bytes, ModelId, Priority
 from tests.kernel.conftest import Simulate
-from tests.kernel.nodes import MIB, CheckedSimulation, M, code, is_ok, limits, model
+from tests.kernel.nodes import MIB, CheckedSimulation, M, code, is_ok, is_parked, limits, model
 
 PROGRAM = SimulatedProgram(prompt=50, answer=40)
 Arrange = Callable[[CheckedSimulation, dict[str, Any]], Task]
@@ -54,7 +54,7 @@ def parked(simulation: CheckedSimulation, fields: dict[str, Any]) -> Task:
     for _ in range(2):
         simulation.submit(PROGRAM, priority=Priority.CRITICAL)
     simulation.run(30)
-    assert task.parked is not None
+    assert is_parked(task)
     return task
 
 

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmasos_edge.errors import Panic
-from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.task import TRANSITIONS, State
 from llmasos_edge.kernel.units import Milliseconds, SequenceId, Tokens
 from tests.kernel.nodes import tcb
@@ -50,11 +49,11 @@ def test_running_time_is_the_time_spent_running(steps: list[tuple[State, int]]) 
 def test_starting_over_counts_as_an_attempt_only_if_something_was_told() -> None:
     """Text that was streamed makes the next run another attempt; else nobody can tell the difference."""
     task = tcb(1)
-    task.sequence, task.parked, task.computed, task.prepared = SequenceId(3), Extent(0, 4096), Tokens(7), True
+    task.sequence, task.arriving, task.computed, task.prepared = SequenceId(3), True, Tokens(7), True
     task.start_over()
     assert (task.attempt, task.prepared, task.computed) == (1, False, 0)
     assert task.sequence is None
-    assert task.parked is None
+    assert not task.arriving
     task.text.append("so far")
     task.generated = Tokens(2)
     task.start_over()

@@ -11,7 +11,7 @@ from llmasos_edge.kernel.processor import Phase
 from llmasos_edge.kernel.task import State
 from llmasos_edge.kernel.units import ModelId, Priority
 from tests.kernel.conftest import Simulate
-from tests.kernel.nodes import CheckedSimulation, M, code, is_ok, model
+from tests.kernel.nodes import CheckedSimulation, M, code, is_ok, is_parked, model
 
 PROGRAM = SimulatedProgram(prompt=50, answer=40)
 POISON = SimulatedProgram(prompt=50, answer=40, running=Fault.DIE, fault_at=5)
@@ -137,21 +137,22 @@ def test_a_suspect_that_is_cancelled_lets_the_others_go_on(simulate: Simulate) -
     assert is_ok(simulation, second)
 
 
-def test_parked_state_dies_with_its_worker(simulate: Simulate) -> None:
-    """The arena gets the extent of a suspended task back, and the task starts over when it is resumed."""
+def test_parked_state_survives_its_worker(simulate: Simulate) -> None:
+    """A suspended task starts over when it is resumed, but does not compute again what was saved."""
     simulation = simulate()
     task = simulation.submit(PROGRAM)
     simulation.run(400)
     simulation.do(simulation.syscalls.suspend, task.id)
     simulation.run(1)
-    assert task.parked is not None
+    assert is_parked(task)
     simulation.machine.engines[M].die("killed by SIGKILL")
     simulation.run(1)
     assert task.state is State.SUSPENDED
-    assert simulation.arena.statistics().used == 0
+    assert is_parked(task)
     simulation.do(simulation.syscalls.resume, task.id)
     simulation.run()
     assert is_ok(simulation, task)
+    assert simulation.prefilled == PROGRAM.prompt
 
 
 @pytest.mark.parametrize("fault", list(Fault))
