@@ -11,7 +11,7 @@ from typing import Final
 from llmasos_edge.errors import Panic
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.task import Task
-from llmasos_edge.kernel.units import Bytes, ModelId, SequenceId, TaskId, Tokens
+from llmasos_edge.kernel.units import Bytes, ModelId, SegmentId, SequenceId, TaskId, Tokens
 
 REPORT_EVERY_MS: Final = 40  # as the real stepper: but a first token, an end or an abort is told at once
 STEP_TOKENS: Final = 512
@@ -139,6 +139,7 @@ class SimulatedEngine:
     def __init__(self, name: ModelId, model: SimulatedModel, timeline: Timeline, deliver: Deliver) -> None:
         self._name, self._model, self._timeline, self._deliver = name, model, timeline, deliver
         self.alive = True
+        self.corrupt: set[SegmentId] = set()  # whose checksum is wrong
         self._cells = model.limits.cells
         self._works: dict[TaskId, _Work] = {}
         self._front: deque[_Work] = deque()
@@ -273,9 +274,11 @@ class SimulatedEngine:
             raise Panic(f"SimulatedEngine.switch_in: sequence {sequence} for {task} is taken")
         work.sequence, work.computed = sequence, 0
         if pieces:
-            kept = min(pieces[-1].end, work.tokens if work.program.agrees is None else work.program.agrees)
+            agrees = work.tokens if work.program.agrees is None else work.program.agrees
+            corrupt = [piece for piece in pieces if piece.segment in self.corrupt][:1]
+            kept = min(pieces[-1].end, agrees, *(piece.start for piece in corrupt))
             work.computed = min(kept, work.tokens - 1)
-            self._send(hal.Restored(task, Tokens(kept)))
+            self._send(hal.Restored(task, Tokens(kept), tuple(piece.segment for piece in corrupt)))
         if work.generated == 0:
             work.cached = work.computed
 

@@ -11,8 +11,6 @@ from llmasos_edge.kernel.dispatcher import Dispatcher, Kernel
 from llmasos_edge.kernel.loader import Loader
 from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.memory.backing import (
-    Moved,
-    Place,
     ReadDone,
     ReadFailed,
     Record,
@@ -23,7 +21,7 @@ from llmasos_edge.kernel.memory.backing import (
     Written,
 )
 from llmasos_edge.kernel.memory.budget import Ledger, Region
-from llmasos_edge.kernel.memory.extent import Extent, Move
+from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.scheduling.batch import Targets
 from llmasos_edge.kernel.scheduling.policies import POLICIES
 from llmasos_edge.kernel.swapper import Stores, Swapper
@@ -108,6 +106,9 @@ class SimulatedMemory:
     def discard(self, model: ModelId, extent: Extent) -> None:
         """Nothing is there."""
 
+    def move(self, model: ModelId, source: Extent, target: Extent) -> None:
+        """Nothing is there."""
+
 
 class SimulatedSwap:
     """A disk of `rate` bytes a millisecond that does one thing after another, and holds what was written."""
@@ -116,7 +117,7 @@ class SimulatedSwap:
         self.rate = rate
         self.held: dict[SegmentId, StoredSegment] = {}
         self.failing = False  # whatever it is asked for now fails
-        self.read_bytes = self.written_bytes = self.moved_bytes = 0
+        self.read_bytes = self.written_bytes = 0
         self._reads = self._writes = 0
         self._timeline, self._deliver = timeline, deliver
         self._free_at = 0.0
@@ -142,17 +143,8 @@ class SimulatedSwap:
         for segment in segments:
             self.held.pop(segment, None)
 
-    def move_parked(self, segment: SegmentId, model: ModelId, move: Move) -> None:
-        self.moved_bytes += move.source.size
-        self._later(move.source.size, Moved(Place.ARENA, segment, move))
-
-    def move_stored(self, segment: SegmentId, move: Move) -> None:
-        self.moved_bytes += move.source.size
-        self.held[segment] = StoredSegment(self.held[segment].record, move.target)
-        self._later(move.source.size, Moved(Place.SWAP, segment, move))
-
     def statistics(self) -> SwapStatistics:
-        counts = (self._writes, Bytes(self.written_bytes), self._reads, Bytes(self.read_bytes), Bytes(self.moved_bytes))
+        counts = (self._writes, Bytes(self.written_bytes), self._reads, Bytes(self.read_bytes))
         return SwapStatistics(*counts, self.rate if self._reads else None)
 
     def _later(self, size: int, event: SwapEvent) -> None:
@@ -189,6 +181,7 @@ class Simulation:
         budget: Bytes = Bytes(1 << 30),
         arena: Bytes = Bytes(64 << 20),
         swap: Bytes = Bytes(0),
+        quota: Bytes = Bytes(1 << 30),
         targets: Targets = TARGETS,
         latency_ms: float = 0.0,
     ) -> None:
@@ -204,7 +197,7 @@ class Simulation:
         self.arena: Final = Arena(arena, "best-fit")
         self.device: Final = SimulatedSwap(self.timeline, self._swapped)
         swapping = (Arena(swap, "best-fit"), self.device) if swap else (None, None)
-        self.swapper: Final = Swapper(Stores(self.arena, SimulatedMemory(), *swapping), self.trace)
+        self.swapper: Final = Swapper(Stores(self.arena, SimulatedMemory(), *swapping, quota), self.trace)
         loader = Loader(self.machine, self.ledger, self.trace)
         table = TaskTable(boot=1)
         parts = (table, POLICIES[policy](), self.swapper, loader, self.trace, targets, self.transcript)

@@ -18,15 +18,7 @@ from llmasos_edge.errors import (
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.leases import Leases
 from llmasos_edge.kernel.loader import Loader
-from llmasos_edge.kernel.memory.backing import (
-    Moved,
-    MoveFailed,
-    ReadDone,
-    ReadFailed,
-    SwapEvent,
-    WriteFailed,
-    Written,
-)
+from llmasos_edge.kernel.memory.backing import ReadDone, ReadFailed, SwapEvent, WriteFailed, Written
 from llmasos_edge.kernel.processor import PREPARE_MS, Phase, Processor
 from llmasos_edge.kernel.scheduling.batch import Targets
 from llmasos_edge.kernel.scheduling.lengths import Lengths
@@ -37,9 +29,12 @@ from llmasos_edge.kernel.task import Outcome, State, Task
 from llmasos_edge.kernel.task_table import TaskTable
 from llmasos_edge.kernel.trace import Trace
 from llmasos_edge.kernel.turns import Turns
-from llmasos_edge.kernel.units import Milliseconds, ModelId, TaskId
+from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, TaskId
 
 DEATHS_ALONE: Final = 2  # then a task is what kills the worker
+IDLE_MS: Final = 1_000
+COMPACT_STEP: Final = Bytes(8 << 20)  # bytes moved at once: some milliseconds
+COMPACT_EVERY_MS: Final = 50
 
 
 @dataclass(slots=True)
@@ -67,6 +62,8 @@ class Dispatcher:
         self._seats = Seats(kernel.table, kernel.swapper, kernel.trace)
         self._leases = Leases(kernel.loader, kernel.trace)
         self._lengths = Lengths()
+        self._worked = False  # since the arena was compacted last
+        self._compact_at: Milliseconds | None = None
         self._deadlines: list[tuple[Milliseconds, TaskId]] = []
 
     # ---- tasks come and go
@@ -164,7 +161,7 @@ class Dispatcher:
                 raise Panic("Dispatcher.handle: a report needs its model: call `report`")
             case hal.Saved():
                 self._saved(event)
-            case Written() | WriteFailed() | ReadDone() | ReadFailed() | Moved() | MoveFailed():
+            case Written() | WriteFailed() | ReadDone() | ReadFailed():
                 self._swapped(event)
             case hal.Resized():
                 pass
@@ -319,6 +316,9 @@ class Dispatcher:
                     "the deadline passed before the answer was whole", details={"text": "".join(task.text)}
                 )
                 self.end(task, Outcome(error=late), now)
+        if self._compact_at is not None and self._compact_at <= now:
+            moved = self.kernel.swapper.compact(COMPACT_STEP)
+            self._compact_at = Milliseconds(now + COMPACT_EVERY_MS) if moved else None
         for processor in self.processors():
             overdue = [by for by in (processor.expect_by, processor.prepare_by) if by is not None and by <= now]
             if overdue and processor.engine is not None:
@@ -329,6 +329,8 @@ class Dispatcher:
     def next_tick(self) -> Milliseconds | None:
         """The moment at which `tick` has something to do; None: not before the next event."""
         moments = [self._deadlines[0][0]] if self._deadlines else []
+        if self._compact_at is not None:
+            moments.append(self._compact_at)
         for processor in self.processors():
             moments += [by for by in (processor.expect_by, processor.prepare_by) if by is not None]
         return min(moments, default=None)
@@ -349,6 +351,14 @@ class Dispatcher:
                 processor.quantum_ms = self.kernel.targets.quantum_ms
                 self._seats.fill(processor, self.kernel.scheduler, now)
         self._leases.renew(self.kernel.targets, now)
+        self._await_idleness(now)
+
+    def _await_idleness(self, now: Milliseconds) -> None:
+        """The arena is compacted when nothing has been computed for a while."""
+        if any(processor.busy for processor in self.processors()):
+            self._worked, self._compact_at = True, None
+        elif self._worked:
+            self._worked, self._compact_at = False, Milliseconds(now + IDLE_MS)
 
     def load(self, processor: Processor, now: Milliseconds) -> None:
         """Start loading, if there is room or idle models can be dropped for it; else it is tried again later.

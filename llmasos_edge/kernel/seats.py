@@ -77,7 +77,7 @@ class Seats:
         if task.arriving:
             task.arriving = False
             return
-        save = self._swapper.save(state, _upper(task), processor.limits.cell_bytes)
+        save = self._swapper.save(state, Tokens(task.computed + task.granted), processor.limits.cell_bytes)
         processor.saving += save is not None
         processor.worker.switch_out(task.id, save)
         task.granted = Tokens(0)
@@ -87,7 +87,7 @@ class Seats:
     def keep(self, processor: Processor, task: Task) -> None:
         """Its session goes on from here: save what it has computed, if the arena has room. It has ended."""
         state = _state(task)
-        save = None if task.arriving else self._swapper.save(state, _upper(task), processor.limits.cell_bytes)
+        save = None if task.arriving else self._swapper.save(state, task.tokens, processor.limits.cell_bytes)
         if save is not None:
             processor.saving += 1
             processor.worker.switch_out(task.id, save)
@@ -121,11 +121,6 @@ def _state(task: Task) -> KvState:
     if task.kv is None:
         raise Panic(f"Seats: {task.id} was never prepared")
     return task.kv
-
-
-def _upper(task: Task) -> Tokens:
-    """More tokens than that it can't have computed."""
-    return Tokens(task.computed + task.granted)
 
 
 def _refused(why: str, expected_ms: float) -> DeadlineExceeded:

@@ -13,9 +13,6 @@ from llmasos_edge.errors import Panic
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.memory.backing import (
-    Moved,
-    MoveFailed,
-    Place,
     ReadDone,
     ReadFailed,
     Record,
@@ -25,7 +22,8 @@ from llmasos_edge.kernel.memory.backing import (
     WriteFailed,
     Written,
 )
-from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.memory.compaction import plan
+from llmasos_edge.kernel.memory.extent import Extent, Move
 from llmasos_edge.kernel.memory.kv_state import KvState, Residency, Segment, Session
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.trace import Trace
@@ -41,6 +39,9 @@ class Pages(Protocol):
 
     def discard(self, model: ModelId, extent: Extent) -> None:
         """Give the pages of a range back to the system, at once."""
+
+    def move(self, model: ModelId, source: Extent, target: Extent) -> None:
+        """Copy bytes, at once; the target is the lower where they overlap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,8 @@ class Swapper:
         state.segments.append(segment)
         if state.task is None:
             self._write_ahead(state)
+        if state.session is not None:
+            self._enforce_quota(state.session[0])
         return state
 
     # ---- a worker restores
@@ -223,8 +226,6 @@ class Swapper:
             case WriteFailed():
                 self._failed(state, event.why)
                 self._free_target(segment)
-            case Moved() | MoveFailed():
-                self._moved(segment, event)
             case ReadDone() | ReadFailed():
                 state.arriving -= 1
         self._unhold(segment, state)
@@ -240,18 +241,6 @@ class Swapper:
     def _read_rate(self) -> float:
         """Bytes a millisecond."""
         return (self._device and self._device.statistics().read_bytes_per_ms) or READ_RATE
-
-    def _moved(self, segment: Segment, event: Moved | MoveFailed) -> None:
-        parked = event.place is Place.ARENA
-        arena = self.arena if parked else self.swap
-        if arena is None:
-            raise Panic(f"Swapper._moved: {event} without a swap file")
-        moved = isinstance(event, Moved)
-        arena.close_move(event.move, moved=moved)
-        if moved and parked:
-            segment.extent = event.move.target
-        elif moved:
-            segment.swapped = event.move.target
 
     def _write_ahead(self, state: KvState) -> None:
         """Queue what is only in the arena to be written."""
@@ -356,7 +345,7 @@ class Swapper:
             extent = self.swap.allocate(size)
         return extent
 
-    def enforce_quota(self, client: ClientId) -> None:
+    def _enforce_quota(self, client: ClientId) -> None:
         """Drop what is beyond the client's share, the least recently used first."""
         mine = [each for each in self._sessions.values() if each.session and each.session[0] == client]
         held: int = sum(each.bytes for each in mine)
@@ -366,6 +355,26 @@ class Swapper:
             if state.task is None:
                 held -= state.bytes
                 self.drop(state)
+
+    def compact(self, limit: Bytes) -> Bytes:
+        """Move saved state together, at most so many bytes: holes become one. How much was moved."""
+        lying = {
+            each.extent: (state, each)
+            for state in self.states()
+            for each in state.segments
+            if each.extent is not None and not each.holds
+        }
+        moved = 0
+        for move in plan(self.arena, lying.keys(), limit, overlapping=True):
+            state, segment = lying[move.source]
+            self.arena.open_move(move)
+            self._memory.move(state.model, move.source, move.target)
+            self.arena.close_move(move, moved=True)
+            segment.extent = move.target
+            lying[move.target] = state, segment
+            self._memory.discard(state.model, _left(move))
+            moved += move.source.size
+        return Bytes(moved)
 
     # ---- down
 
@@ -447,19 +456,28 @@ class Swapper:
     def check_invariants(self) -> None:
         """Every held byte of arena and swap file belongs to exactly one segment."""
         self.arena.check_invariants()
-        segments = [segment for state in self.states() for segment in state.segments]
-        segments += [segment for _, segment in self._busy.values() if segment not in segments]
+        segments = {segment.id: segment for state in self.states() for segment in state.segments}
+        segments |= {segment.id: segment for _, segment in self._busy.values()}
+        read = [each for waiting in self._restoring.values() for _, each in waiting]
+        segments |= {segment.id: segment for each in read for segment in each}
         for state in self.states():
             state.check_invariants()
-        self._check_held(self.arena, [each.extent for each in segments])
+        self._check_held(self.arena, [each.extent for each in segments.values()])
         if self.swap is not None:
             self.swap.check_invariants()
-            self._check_held(self.swap, [extent for each in segments for extent in (each.swapped, each.target)])
+            swapped = [extent for each in segments.values() for extent in (each.swapped, each.target)]
+            self._check_held(self.swap, swapped)
 
     def _check_held(self, arena: Arena, extents: Iterable[Extent | None]) -> None:
         held = sum(extent.size for extent in extents if extent is not None)
         if held != arena.statistics().used:
             raise Panic(f"Swapper.check_invariants: segments hold {held} of {arena.statistics().used} bytes")
+
+
+def _left(move: Move) -> Extent:
+    """What of the source is not the target's."""
+    start = max(move.source.offset, move.target.end) if move.overlaps else move.source.offset
+    return Extent(start, move.source.end - start)
 
 
 def _swappable(state: KvState) -> bool:

@@ -17,7 +17,17 @@ from llmasos_edge.errors import Panic
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.task import Submission, Task
-from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId, Priority, SequenceId, TaskId, Tokens
+from llmasos_edge.kernel.units import (
+    Bytes,
+    ClientId,
+    Milliseconds,
+    ModelId,
+    Priority,
+    SegmentId,
+    SequenceId,
+    TaskId,
+    Tokens,
+)
 
 M = ModelId("m")
 MODEL = SimulatedModel(hal.Limits(Tokens(1000), Tokens(1200), 4, Bytes(100)), step_ms=10, prefill_ms=1, load_ms=50)
@@ -54,11 +64,19 @@ class Bench:
         heard, self.heard = self.heard, []
         return heard
 
-    def seated(self, program: SimulatedProgram, extent: Extent | None = None) -> None:
+    def seated(self, program: SimulatedProgram, *pieces: hal.Piece) -> None:
         """Prepared, in a sequence, and the clock at 1 ms."""
         self.prepare(program)
         self.run()
-        self.engine.switch_in(T, FIRST, extent)
+        self.engine.switch_in(T, FIRST, pieces)
+
+
+def save(extent: Extent, start: int = 0) -> hal.Save:
+    return hal.Save(SegmentId(1), Tokens(start), extent)
+
+
+def piece(start: int, end: int, segment: int = 1) -> hal.Piece:
+    return hal.Piece(SegmentId(segment), Extent(0, 8192), Bytes(0), Tokens(start), Tokens(end), 0)
 
 
 def reports(heard: list[tuple[float, hal.Event]]) -> list[tuple[float, hal.Report]]:
@@ -102,7 +120,7 @@ def test_an_answer_that_is_cut_ends_with_length() -> None:
         bench = Bench()
         bench.prepare(program, max_tokens=most)
         bench.run()
-        bench.engine.switch_in(T, FIRST, None)
+        bench.engine.switch_in(T, FIRST, ())
         bench.grant((T, 1000, 100), time_ms=5000)
         heard = bench.run()
         assert hal.Finished(T, "length") in [event for _, event in heard]
@@ -169,34 +187,72 @@ def test_an_interrupt_between_steps_does_nothing() -> None:
     assert bench.run() == []
 
 
-def test_park_and_restore() -> None:
+def test_save_and_restore() -> None:
     """The state goes into the extent, and comes back without being computed; what was done is reported first."""
-    bench, extent = Bench(), Extent(0, 8192)
+    bench = Bench()
     bench.seated(SimulatedProgram(20, 30))
     bench.grant((T, 20, 5))
     bench.run()
-    bench.engine.switch_out(T, extent)
-    ((_, parked),) = bench.run()
-    assert parked == hal.Parked(T, Bytes(24 * 100 + 1024))
-    bench.engine.switch_in(T, SequenceId(2), extent)
+    bench.engine.switch_out(T, save(Extent(0, 8192)))
+    ((_, saved),) = bench.run()
+    assert saved == hal.Saved(SegmentId(1), Tokens(0), Tokens(24), Bytes(24 * 100 + 1024), 0)
+    bench.engine.switch_in(T, SequenceId(2), (piece(0, 24),))
     bench.grant((T, 1, 100), number=2)
-    first = reports(bench.run())[0][1]
+    heard = bench.run()
+    assert heard[0][1] == hal.Restored(T, Tokens(24))
+    first = reports(heard)[0][1]
     assert (first.prefilled, first.progress[0].computed > 24) == (0, True)
 
 
-@pytest.mark.parametrize(("extent", "said"), [(None, []), (Extent(0, 3000), [hal.Parked(T, Bytes(0))])])
+def test_only_what_is_new_is_saved() -> None:
+    """From the token on that the kernel names."""
+    bench = Bench()
+    bench.seated(SimulatedProgram(20, 30), piece(0, 10))
+    bench.grant((T, 20, 5))
+    bench.run()
+    bench.engine.switch_out(T, save(Extent(8192, 8192), start=10))
+    ((_, saved),) = bench.run()
+    assert saved == hal.Saved(SegmentId(1), Tokens(10), Tokens(24), Bytes(14 * 100 + 1024), 0)
+
+
+@pytest.mark.parametrize(("agrees", "kept", "prefilled"), [(None, 15, 5), (8, 8, 12), (0, 0, 20)])
+def test_what_disagrees_with_the_prompt_is_computed(agrees: int | None, kept: int, prefilled: int) -> None:
+    """Pieces are good for as many tokens as are the same."""
+    bench = Bench()
+    bench.seated(SimulatedProgram(20, 3, agrees=agrees), piece(0, 10), piece(10, 15, segment=2))
+    bench.grant((T, 20, 5))
+    heard = bench.run()
+    assert heard[0][1] == hal.Restored(T, Tokens(kept))
+    assert sum(report.prefilled for _, report in reports(heard)) == prefilled
+
+
+@pytest.mark.parametrize(
+    ("extent", "said"),
+    [(None, []), (Extent(0, 3000), [hal.Saved(SegmentId(1), Tokens(0), Tokens(24), Bytes(0), 0)])],
+)
 def test_a_state_that_is_not_kept_is_computed_again(extent: Extent | None, said: list[hal.Event]) -> None:
     """Without an extent nothing is said; one that is too small is told as 0 bytes. The tokens stay."""
     bench = Bench()
     bench.seated(SimulatedProgram(20, 30))
     bench.grant((T, 20, 5))
     bench.run()
-    bench.engine.switch_out(T, extent)
+    bench.engine.switch_out(T, save(extent) if extent else None)
     assert [event for _, event in bench.run()] == said
-    bench.engine.switch_in(T, FIRST, extent)
+    bench.engine.switch_in(T, FIRST, ())
     bench.grant((T, 25, 100), number=2)
     first = reports(bench.run())[0][1]
     assert (first.prefilled, first.progress[0].generated > 5) == (25, True)
+
+
+def test_a_context_is_made_anew_when_nobody_is_in_it() -> None:
+    """With other cells, and told of; with a task in it the kernel is found out."""
+    bench = Bench()
+    bench.engine.resize(Tokens(500))
+    assert bench.run() == [(0.0, hal.Resized(Tokens(500), 0.0))]
+    bench.seated(SimulatedProgram(20, 30))
+    bench.engine.resize(Tokens(1200))
+    with pytest.raises(Panic, match="have sequences"):
+        bench.run()
 
 
 def test_what_is_forgotten_while_it_is_prepared_is_never_heard_of() -> None:
@@ -251,7 +307,7 @@ def test_more_tokens_than_cells_kill_the_worker() -> None:
     for n in range(2):
         bench.prepare(SimulatedProgram(700, 10), TaskId(str(n)))
         bench.run()
-        bench.engine.switch_in(TaskId(str(n)), SequenceId(n), None)
+        bench.engine.switch_in(TaskId(str(n)), SequenceId(n), ())
     bench.grant((TaskId("0"), 700, 10), (TaskId("1"), 700, 10), time_ms=5000)
     assert any(isinstance(event, hal.Died) and "no room in the pool" in event.why for _, event in bench.run())
 
@@ -262,7 +318,7 @@ def test_a_kernel_that_gives_a_sequence_twice_is_found_out() -> None:
     bench.seated(SimulatedProgram(20, 10))
     bench.prepare(SimulatedProgram(20, 10), TaskId("o"))
     bench.run()
-    bench.engine.switch_in(TaskId("o"), FIRST, None)
+    bench.engine.switch_in(TaskId("o"), FIRST, ())
     with pytest.raises(Panic, match="sequence 0"):
         bench.run()
 

@@ -23,11 +23,12 @@ programs = st.builds(
     preparing=st.sampled_from([None] * 12 + list(Fault)),
     running=st.sampled_from([None] * 12 + list(Fault)),
     fault_at=st.integers(0, 20),
+    agrees=st.sampled_from([None, None, 0, 17, 150]),
 )
 
 
 class KernelMachine(RuleBasedStateMachine):
-    """Three models of which two fit at a time, three sequences each, and an arena that fills up."""
+    """Three models of which two fit at a time, three sequences each, an arena and a swap file that fill up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,8 +40,9 @@ class KernelMachine(RuleBasedStateMachine):
         arena=st.sampled_from([1, 60, 1024]),
         cores=st.integers(1, 4),
         latency=st.sampled_from([0.0, 3.0, 60.0]),
+        swap=st.sampled_from([0, 60, 4096]),
     )
-    def boot(self, policy: str, arena: int, cores: int, latency: float) -> None:
+    def boot(self, policy: str, arena: int, cores: int, latency: float, swap: int) -> None:
         self.simulation = CheckedSimulation(
             dict.fromkeys(NAMES, MODEL),
             policy=policy,
@@ -48,6 +50,7 @@ class KernelMachine(RuleBasedStateMachine):
             budget=Bytes(50 * MIB),
             arena=Bytes(arena * 4096),
             latency_ms=latency,
+            swap=Bytes(swap * 4096),
         )
 
     @rule(
@@ -96,6 +99,37 @@ class KernelMachine(RuleBasedStateMachine):
             self.simulation.do(self.simulation.syscalls.drop, model)
         except BadRequest:
             assert self.simulation.dispatcher.processor(model).busy
+
+    @rule(rate=st.sampled_from([10.0, 500.0, 50_000.0]), failing=st.booleans())
+    def change_disk(self, rate: float, failing: bool) -> None:
+        self.simulation.device.rate, self.simulation.device.failing = rate, failing
+
+    @precondition(lambda self: any(True for _ in self.simulation.swapper.states()))
+    @rule(data=st.data())
+    def move_state(self, data: st.DataObject) -> None:
+        idle = [state for state in self.simulation.swapper.states() if state.task is None]
+        if idle:
+            act = data.draw(st.sampled_from(["drop", "forget", "swap_out"]))
+            getattr(self.simulation.swapper, act)(data.draw(st.sampled_from(idle)))
+            self.simulation.check()
+
+    @rule(limit=st.sampled_from([4096, 1 << 20]))
+    def compact(self, limit: int) -> None:
+        before = self.simulation.arena.statistics()
+        moved = self.simulation.swapper.compact(Bytes(limit))
+        self.simulation.check()
+        assert moved <= limit
+        assert not moved or self.simulation.arena.statistics().largest_hole > before.largest_hole
+
+    @rule(model=st.sampled_from(NAMES), fingerprint=st.sampled_from("12"))
+    def install_another(self, model: ModelId, fingerprint: str) -> None:
+        self.simulation.machine.fingerprints[model] = fingerprint
+
+    @rule(model=st.sampled_from(NAMES))
+    def corrupt(self, model: ModelId) -> None:
+        if model in self.simulation.machine.engines:
+            segments = [each.id for state in self.simulation.swapper.states() for each in state.segments]
+            self.simulation.machine.engines[model].corrupt.update(segments[::3])
 
     def teardown(self) -> None:
         """Who was suspended may go on, and then everybody comes to an end."""
