@@ -32,3 +32,15 @@ class Move:
     @property
     def overlaps(self) -> bool:
         return self.source.offset < self.target.end and self.target.offset < self.source.end
+
+    @property
+    def claimed(self) -> Extent:
+        """What of the target is not the source's."""
+        target = self.target
+        return Extent(target.offset, self.source.offset - target.offset) if self.overlaps else target
+
+    @property
+    def vacated(self) -> Extent:
+        """What of the source is not the target's."""
+        source = self.source
+        return Extent(self.target.end, source.end - self.target.end) if self.overlaps else source

@@ -2,6 +2,7 @@
 
 import pytest
 
+from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.memory.fit import FITS
 from llmasos_edge.kernel.memory.holes import Holes
 
@@ -12,7 +13,7 @@ def holes(*given: tuple[int, int]) -> Holes:
     """Holes at these offsets, of these sizes."""
     made = Holes()
     for offset, size in given:
-        made.add(offset, size)
+        made.give(Extent(offset, size))
     return made
 
 
