@@ -1,25 +1,23 @@
 """The journal's SQLite file: its tables, and what one transaction does to them.
 
-WAL with synchronous=FULL: what is committed survives a power cut (sqlite.org/pragma.html#pragma_synchronous). One
-thread writes; `read` opens a connection of its own for whoever else needs to look.
+What is committed survives a power cut (`sqlite_file`). One thread writes; `read` opens a connection of its own for
+whoever else needs to look.
 """
 
 import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import msgspec
 
 from llmasos_edge.errors import StoreError
+from llmasos_edge.services import sqlite_file
+from llmasos_edge.services.sqlite_file import DAMAGED, OtherVersion
 
 VERSION = 1  # of the tables, as their user_version says
-DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-PRAGMAS = """
-PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=256; PRAGMA journal_size_limit=1048576;
-PRAGMA cache_size=-256; PRAGMA temp_store=MEMORY;
-"""
 TABLES = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO meta VALUES ('boot', 0), ('running_ms', 0);
@@ -34,7 +32,6 @@ CREATE TABLE session(
 CREATE TABLE turn(
     client TEXT NOT NULL, session TEXT NOT NULL, number INTEGER NOT NULL, message BLOB NOT NULL,
     PRIMARY KEY(client, session, number)) WITHOUT ROWID;
-PRAGMA user_version=1;
 """
 NEWEST = """
 SELECT max(value, coalesce((SELECT max(max(accepted_run_ms, coalesce(finished_run_ms, 0))) FROM entry), 0))
@@ -92,56 +89,25 @@ class JournalFile:
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode not in DAMAGED:
                 raise StoreError(f"journal {path}: {error}") from None
-            aside = self._move_aside()
+            aside = sqlite_file.move_aside(path)
             report("journal.corrupt", {"path": str(path), "moved_to": str(aside), "error": str(error)})
             self._connection = self._open()
         except OSError as error:
             raise StoreError(f"journal {path}: {error}") from None
 
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=5, isolation_level=None, check_same_thread=False)
         try:
-            connection.executescript(PRAGMAS)
-            found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if found != "ok":
-                damaged = sqlite3.DatabaseError(found)
-                damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-                raise damaged
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > VERSION:
-                raise StoreError(f"journal {self._path}: made by a newer version of this program ({version})")
-            if version == 0:
-                connection.executescript(f"BEGIN IMMEDIATE; {TABLES} COMMIT;")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _move_aside(self) -> Path:
-        number = 1
-        while (aside := self._path.with_name(f"{self._path.name}.corrupt-{number}")).exists():
-            number += 1
-        for suffix in ("-wal", "-shm", ""):
-            part = self._path.with_name(self._path.name + suffix)
-            if part.exists():
-                part.rename(aside.with_name(aside.name + suffix))
-        return aside
+            return sqlite_file.open_file(self._path, TABLES, VERSION)
+        except OtherVersion as found:
+            raise StoreError(f"journal {self._path}: made by a newer version of this program ({found})") from None
 
     def close(self) -> None:
         """Close, with a checkpoint."""
         self._connection.close()
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """All or nothing, and on the disk at the end."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
+        return sqlite_file.transaction(self._connection)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
