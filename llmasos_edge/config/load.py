@@ -23,6 +23,7 @@ from llmasos_edge.config.section import API_VERSION, Section, root
 from llmasos_edge.config.yaml_reader import read_yaml
 from llmasos_edge.errors import ConfigError
 from llmasos_edge.kernel.memory.fit import FITS
+from llmasos_edge.kernel.memory.replacement import REPLACEMENTS
 from llmasos_edge.kernel.scheduling.policies import POLICIES
 from llmasos_edge.kernel.units import Bytes, Milliseconds, Priority
 
@@ -32,6 +33,7 @@ TRUST: dict[str, Trust] = {"acl": "acl", "open": "open"}
 _DEFAULT_SITE = "home"
 _TARGET_MS = values.integer(1, 60_000)
 _WAITING = values.integer(1, 100_000)
+_MODEL_WAIT_MS = values.integer(0, 3_600_000)
 
 
 def load_node(path: Path, *, boards: Path, board: Board | None = None) -> NodeConfig:
@@ -112,13 +114,16 @@ def _memory(spec: Section, board: Board) -> MemoryConfig:
         if budget is not None and arena >= budget:
             memory.report("arena" if "arena" in memory else "budget", "the arena must be smaller than the budget")
         fit = memory.take("fit", values.one_of({it: it for it in FITS}), MemoryConfig().fit)
+        replacement = memory.take(
+            "replacement", values.one_of({it: it for it in REPLACEMENTS}), MemoryConfig().replacement
+        )
         with memory.section("swap") as swap:
             given = "swap" in memory
             path = _take_path(swap, "path")
             size = swap.need("size", values.size, Bytes(0)) if given else Bytes(0)
             if given and path is None:
                 swap.document.report(swap.where, 'the key "path" is missing')
-    return MemoryConfig(budget, arena, fit, SwapConfig(path, size) if path else None)
+    return MemoryConfig(budget, arena, fit, replacement, SwapConfig(path, size) if path else None)
 
 
 def _scheduler(spec: Section) -> SchedulerConfig:
@@ -130,6 +135,7 @@ def _scheduler(spec: Section) -> SchedulerConfig:
             decode_target_ms=scheduler.take("decode_target_ms", _TARGET_MS, default.decode_target_ms),
             max_waiting=scheduler.take("max_waiting", _WAITING, default.max_waiting),
             max_waiting_per_client=scheduler.take("max_waiting_per_client", _WAITING, default.max_waiting_per_client),
+            model_wait_ms=scheduler.take("model_wait_ms", _MODEL_WAIT_MS, default.model_wait_ms),
         )
 
 

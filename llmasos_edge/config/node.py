@@ -28,6 +28,7 @@ class MemoryConfig:
     budget: Bytes | None = None
     arena: Bytes = DEFAULT_ARENA
     fit: str = "first-fit"
+    replacement: str = "cost"
     swap: SwapConfig | None = None
 
 
@@ -38,6 +39,7 @@ class SchedulerConfig:
     decode_target_ms: int = 150
     max_waiting: int = 1024
     max_waiting_per_client: int = 256
+    model_wait_ms: int = 5_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 PUBLISHED: Final = frozenset(
     {
-        *("model.loading", "model.loaded", "model.dropped", "worker.died", "worker.hung", "task.preempted"),
-        *("memory.refused", "config.applied", "app.fallback", "app.failed", "app.dropped"),
+        *("model.loading", "model.loaded", "model.draining", "model.dropped", "worker.died", "worker.hung"),
+        *("task.preempted", "memory.refused", "config.applied", "app.fallback", "app.failed", "app.dropped"),
     }
 )
 

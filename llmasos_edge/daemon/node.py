@@ -35,6 +35,7 @@ from llmasos_edge.kernel.dispatcher import Dispatcher, Kernel
 from llmasos_edge.kernel.loader import Loader
 from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.memory.budget import Ledger, Region
+from llmasos_edge.kernel.memory.replacement import REPLACEMENTS
 from llmasos_edge.kernel.scheduling.policies import POLICIES
 from llmasos_edge.kernel.syscalls import Syscalls
 from llmasos_edge.kernel.task import Outcome
@@ -130,7 +131,7 @@ class Node:
             table=TaskTable(self.boot),
             scheduler=POLICIES[config.scheduler.policy](),
             arena=Arena(config.memory.arena, config.memory.fit),
-            loader=Loader(self.hardware, ledger, self.trace),
+            loader=Loader(self.hardware, ledger, self.trace, REPLACEMENTS[config.memory.replacement]),
             trace=self.trace,
             targets=settings.targets(config.scheduler),
             userland=self.door,
@@ -304,7 +305,15 @@ class Node:
             case hal.Report():
                 self.tokens += message.decoded
                 self.dispatcher.report(model, message, now)
-            case hal.Loaded() | hal.Died() | hal.Prepared() | hal.Refused() | hal.Parked() | hal.Finished():
+            case (
+                hal.Loading()
+                | hal.Loaded()
+                | hal.Died()
+                | hal.Prepared()
+                | hal.Refused()
+                | hal.Parked()
+                | hal.Finished()
+            ):
                 self.dispatcher.handle(message, now)
                 if isinstance(message, hal.Loaded):
                     _check_sandbox(message)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from llmasos_edge.daemon.machine import DAEMON_BYTES
 from llmasos_edge.errors import ConfigError, LLMasOSError
+from llmasos_edge.kernel.memory.replacement import REPLACEMENTS
 from llmasos_edge.kernel.processor import Phase
 from llmasos_edge.kernel.scheduling.batch import Targets
 from llmasos_edge.kernel.scheduling.policies import POLICIES
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from llmasos_edge.config.node import ModelConfig, NodeConfig, SchedulerConfig
     from llmasos_edge.daemon.node import Node
 
-LIVE: Final = ("memory.budget", "scheduler", "models", "apps", "apps_dir", "clients")  # keys that a reload applies
+# keys that a reload applies
+LIVE: Final = ("memory.budget", "memory.replacement", "scheduler", "models", "apps", "apps_dir", "clients")
 AT_START: Final[Mapping[str, str]] = {  # keys that only a start applies, and the attributes that hold them
     "metadata.name": "name",
     "metadata.site": "site",
@@ -54,6 +56,7 @@ def targets(scheduler: SchedulerConfig) -> Targets:
         decode_ms=Milliseconds(scheduler.decode_target_ms),
         max_waiting=scheduler.max_waiting,
         max_waiting_per_client=scheduler.max_waiting_per_client,
+        model_wait_ms=Milliseconds(scheduler.model_wait_ms),
     )
 
 
@@ -83,6 +86,7 @@ def reload(node: Node, wanted: NodeConfig) -> Json:
         node.hardware.configure(models(old), room(old))
         raise
     loader.ledger.resize(budget(new))
+    loader.replacement = REPLACEMENTS[new.memory.replacement]
     node.kernel.scheduler, node.kernel.targets = POLICIES[new.scheduler.policy](), targets(new.scheduler)
     node.security.know(callers(new))
     node.models.configure(models(new))

@@ -102,7 +102,17 @@ _TYPES: Final[dict[str, Any]] = {
     kind.__name__: kind
     for kind in (
         *(Load, Prepare, SwitchIn, SwitchOut, Forget, Resize, Resized),
-        *(hal.Quantum, hal.Loaded, hal.Died, hal.Prepared, hal.Refused, hal.Parked, hal.Report, hal.Finished),
+        *(
+            hal.Quantum,
+            hal.Loading,
+            hal.Loaded,
+            hal.Died,
+            hal.Prepared,
+            hal.Refused,
+            hal.Parked,
+            hal.Report,
+            hal.Finished,
+        ),
     )
 }
 

@@ -1,6 +1,7 @@
 """A simulation: a machine of simulated engines, and the whole kernel on it, run from event to event."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -21,7 +22,8 @@ from llmasos_edge.kernel.memory.backing import (
     Written,
 )
 from llmasos_edge.kernel.memory.budget import Ledger, Region
-from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.memory.extent import Extent, Move
+from llmasos_edge.kernel.memory.replacement import REPLACEMENTS
 from llmasos_edge.kernel.scheduling.batch import Targets
 from llmasos_edge.kernel.scheduling.policies import POLICIES
 from llmasos_edge.kernel.swapper import Stores, Swapper
@@ -85,16 +87,17 @@ class SimulatedMachine:
         self.engines[model] = engine
         fault, load_ms = self.loading_faults.get(model), self._models[model].load_ms
         if fault is None:
-            self._timeline.plan(load_ms, partial(self._loaded, model, engine))
+            found = self._models[model]
+            details: dict[str, object] = {"step_ms": found.step_ms, "prefill_ms": found.prefill_ms}
+            self._timeline.plan(load_ms / 2, partial(self._tell, engine, hal.Loading(model, 0.5)))
+            self._timeline.plan(load_ms, partial(self._tell, engine, hal.Loaded(model, details)))
         elif fault is Fault.DIE:
             self._timeline.plan(load_ms, partial(engine.die, "its file is broken"))
         return engine
 
-    def _loaded(self, model: ModelId, engine: SimulatedEngine) -> None:
+    def _tell(self, engine: SimulatedEngine, event: hal.Loading | hal.Loaded) -> None:
         if engine.alive:
-            found = self._models[model]
-            details: dict[str, object] = {"step_ms": found.step_ms, "prefill_ms": found.prefill_ms}
-            self._deliver(model, hal.Loaded(model, details))
+            self._deliver(event.model, event)
 
     def _deliver(self, model: ModelId, event: hal.Event) -> None:
         self._timeline.plan(self._latency_ms, partial(self._receive, model, event))
@@ -106,7 +109,7 @@ class SimulatedMemory:
     def discard(self, model: ModelId, extent: Extent) -> None:
         """Nothing is there."""
 
-    def move(self, model: ModelId, source: Extent, target: Extent) -> None:
+    def move(self, model: ModelId, move: Move) -> None:
         """Nothing is there."""
 
 
@@ -169,6 +172,16 @@ class Transcript:
         """Nobody listens."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of a simulated machine's memory, in bytes. `swap` 0: it has no swap file. `quota`: of each client's sessions."""
+
+    budget: Bytes = Bytes(1 << 30)
+    arena: Bytes = Bytes(64 << 20)
+    swap: Bytes = Bytes(0)
+    quota: Bytes = Bytes(1 << 30)
+
+
 class Simulation:
     """Give it work with `submit` and `do`, then let time pass with `step` or `run`."""
 
@@ -178,27 +191,27 @@ class Simulation:
         *,
         policy: str = "priority",
         cores: int = 2,
-        budget: Bytes = Bytes(1 << 30),
-        arena: Bytes = Bytes(64 << 20),
-        swap: Bytes = Bytes(0),
-        quota: Bytes = Bytes(1 << 30),
         targets: Targets = TARGETS,
         latency_ms: float = 0.0,
+        replacement: str = "cost",
+        **sizes: Bytes,
     ) -> None:
+        """`sizes` are those of Sizes."""
+        size = Sizes(**sizes)
         self.models: Final = tuple(models)
         self.timeline: Final = Timeline()
         self.machine: Final = SimulatedMachine(models, self.timeline, self._receive, cores, latency_ms)
-        self.ledger: Final = Ledger(budget)
-        if not self.ledger.charge(Region("arena", "arena", arena)):
-            raise Panic(f"Simulation: an arena of {arena} bytes in a budget of {budget}")
+        self.ledger: Final = Ledger(size.budget)
+        if not self.ledger.charge(Region("arena", "arena", size.arena)):
+            raise Panic(f"Simulation: an arena of {size.arena} bytes in a budget of {size.budget}")
         self.prefilled = 0  # prompt tokens that all workers have computed, again and again where state was lost
         self.trace: Final = Trace()
         self.transcript: Final = Transcript()
-        self.arena: Final = Arena(arena, "best-fit")
+        self.arena: Final = Arena(size.arena, "best-fit")
         self.device: Final = SimulatedSwap(self.timeline, self._swapped)
-        swapping = (Arena(swap, "best-fit"), self.device) if swap else (None, None)
-        self.swapper: Final = Swapper(Stores(self.arena, SimulatedMemory(), *swapping, quota), self.trace)
-        loader = Loader(self.machine, self.ledger, self.trace)
+        swapping = (Arena(size.swap, "best-fit"), self.device) if size.swap else (None, None)
+        self.swapper: Final = Swapper(Stores(self.arena, SimulatedMemory(), *swapping, size.quota), self.trace)
+        loader = Loader(self.machine, self.ledger, self.trace, REPLACEMENTS[replacement])
         table = TaskTable(boot=1)
         parts = (table, POLICIES[policy](), self.swapper, loader, self.trace, targets, self.transcript)
         self.dispatcher: Final = Dispatcher(Kernel(*parts))
@@ -269,7 +282,7 @@ class Simulation:
         return self.timeline.next_moment, self.dispatcher.next_tick()
 
     def _swapped(self, event: SwapEvent) -> None:
-        self.dispatcher.handle(event, self.now)
+        self.dispatcher.swapped(event)
         self.dispatcher.dispatch(self.now)
 
     def _receive(self, model: ModelId, event: hal.Event) -> None:

@@ -18,7 +18,9 @@ from llmasos_edge.errors import (
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.leases import Leases
 from llmasos_edge.kernel.loader import Loader
-from llmasos_edge.kernel.memory.backing import ReadDone, ReadFailed, SwapEvent, WriteFailed, Written
+from llmasos_edge.kernel.memory.backing import SwapEvent
+from llmasos_edge.kernel.memory.replacement import Replacement
+from llmasos_edge.kernel.memory.residency import Load
 from llmasos_edge.kernel.processor import PREPARE_MS, Phase, Processor
 from llmasos_edge.kernel.scheduling.batch import Targets
 from llmasos_edge.kernel.scheduling.lengths import Lengths
@@ -86,7 +88,7 @@ class Dispatcher:
             task.move(State.BLOCKED, now, "model")
         task.reason = "model"
         processor.unprepared.append(task)
-        processor.used_at = now
+        processor.use(task.priority, now)
 
     def end(self, task: Task, outcome: Outcome, now: Milliseconds) -> None:
         """From any state: everything that the task holds goes back, and its callers hear of it."""
@@ -151,8 +153,10 @@ class Dispatcher:
 
     # ---- what the world reports
 
-    def handle(self, event: hal.Event | SwapEvent, now: Milliseconds) -> None:
+    def handle(self, event: hal.Event, now: Milliseconds) -> None:
         match event:
+            case hal.Loading():
+                self.kernel.loader.loading(event, now)
             case hal.Loaded():
                 self.kernel.loader.loaded(event, now)
             case hal.Died():
@@ -161,12 +165,10 @@ class Dispatcher:
                 raise Panic("Dispatcher.handle: a report needs its model: call `report`")
             case hal.Saved():
                 self._saved(event)
-            case Written() | WriteFailed() | ReadDone() | ReadFailed():
-                self._swapped(event)
-            case hal.Resized():
-                pass
             case hal.Restored():
                 self._restored(event)
+            case hal.Resized():
+                self.kernel.trace.record(now, "pool.resized", cells=event.cells, ms=round(event.ms, 1))
             case hal.Prepared() | hal.Refused() | hal.Finished():
                 task = self.kernel.table.find(event.task)
                 if task is not None and task.live:
@@ -220,7 +222,8 @@ class Dispatcher:
         if task is not None and task.sequence is not None:
             task.computed = max(task.computed, min(event.kept, task.tokens))
 
-    def _swapped(self, event: SwapEvent) -> None:
+    def swapped(self, event: SwapEvent) -> None:
+        """The swap device has done something."""
         state = self.kernel.swapper.swap_event(event)
         task = None if state is None or state.task is None else self.kernel.table.find(state.task)
         if task is not None and task.arriving:
@@ -331,6 +334,8 @@ class Dispatcher:
         moments = [self._deadlines[0][0]] if self._deadlines else []
         if self._compact_at is not None:
             moments.append(self._compact_at)
+        if self.kernel.loader.next_plan is not None:
+            moments.append(self.kernel.loader.next_plan)
         for processor in self.processors():
             moments += [by for by in (processor.expect_by, processor.prepare_by) if by is not None]
         return min(moments, default=None)
@@ -343,13 +348,14 @@ class Dispatcher:
             if processor.stale and processor.phase is Phase.LOADED and not processor.busy:
                 self.drop(processor, now)
                 processor.wanted = processor.limits.pinned
-            if processor.phase is Phase.UNLOADED and (processor.busy or processor.wanted):
-                with suppress(LLMasOSError):  # its tasks have heard of it
-                    self.load(processor, now)
+        self._make_resident(now)
+        for processor in self.processors():
             if processor.phase is Phase.LOADED:
-                self._prepare_waiting(processor, now)
+                if not processor.draining:
+                    self._prepare_waiting(processor, now)
                 processor.quantum_ms = self.kernel.targets.quantum_ms
                 self._seats.fill(processor, self.kernel.scheduler, now)
+            processor.note_turn(now)
         self._leases.renew(self.kernel.targets, now)
         self._await_idleness(now)
 
@@ -360,18 +366,37 @@ class Dispatcher:
         elif self._worked:
             self._worked, self._compact_at = False, Milliseconds(now + IDLE_MS)
 
-    def load(self, processor: Processor, now: Milliseconds) -> None:
-        """Start loading, if there is room or idle models can be dropped for it; else it is tried again later.
+    def _make_resident(self, now: Milliseconds) -> None:
+        """Drop, drain and load models as residency has it."""
+        plan = self.kernel.loader.plan(self.kernel.targets.model_wait_ms, now)
+        for processor in self.processors():
+            draining, processor.draining = processor.draining, processor.model in plan.drained
+            if processor.draining and not draining:
+                self.kernel.trace.record(now, "model.draining", model=processor.model, by=plan.drained_for)
+            if processor.draining:
+                self._keep_out(processor, now)
+        for load in plan.loads:
+            with suppress(LLMasOSError):  # its tasks have heard of it
+                self.load(self.processor(load.model), load, now)
 
-        Raises EngineFailed if no worker can be started: its tasks have ended with that.
-        """
+    def _keep_out(self, processor: Processor, now: Milliseconds) -> None:
+        """It is drained: who has begun goes on to its end, all others wait outside."""
+        for task in tuple(processor.ready):
+            if not (task.computed or task.generated):
+                processor.ready.remove(task)
+                task.move(State.BLOCKED, now, "model")
+                processor.unprepared.append(task)
+
+    def load(self, processor: Processor, place: Load | Replacement, now: Milliseconds) -> None:
+        """Start loading it there. Raises EngineFailed if no worker can be started: its tasks have ended with that."""
         try:
-            victims = self.kernel.loader.victims(processor)
-            if victims is None:
-                return
-            for model in victims:
-                self.drop(self.processor(model), now)
+            for model in place.victims:
+                victim = self.processor(model)
+                self.kernel.loader.displace(victim, processor.model, now)
+                self._evacuate_all(victim, now)
+            self.kernel.loader.spare(place.spared)
             self.kernel.loader.load(processor, now)
+            processor.due = isinstance(place, Load) and place.due
         except LLMasOSError as error:
             processor.load_failed = True
             self._died(processor, error.message, now)
@@ -390,6 +415,10 @@ class Dispatcher:
                 return
             task = suspect or processor.unprepared[0]
             processor.unprepared.remove(task)
+            if task.prepared:  # it was kept out for a while
+                task.move(State.READY, now)
+                processor.enqueue(task)
+                continue
             task.preparing = True
             task.move(State.NEW, now)
             processor.preparing[task.id] = task

@@ -132,7 +132,7 @@ class Machine(Protocol):
     def load_timeout(self, model: ModelId) -> Milliseconds: ...
 
     def load(self, model: ModelId) -> Engine:
-        """Start a worker -> Loaded or Died."""
+        """Start a worker -> Loading as it goes on, then Loaded or Died."""
 
 
 class Userland(Protocol):
@@ -143,6 +143,14 @@ class Userland(Protocol):
     def ended(self, task: Task) -> None: ...
 
     def event(self, kind: str, details: Mapping[str, object]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How far a load has come, from 0 to 1; some 10 times a second at most."""
+
+    model: ModelId
+    fraction: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,4 +246,4 @@ class Finished:
     error: dict[str, object] | None = None
 
 
-Event = Loaded | Died | Prepared | Refused | Saved | Restored | Resized | Report | Finished
+Event = Loading | Loaded | Died | Prepared | Refused | Saved | Restored | Resized | Report | Finished

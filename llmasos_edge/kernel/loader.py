@@ -1,4 +1,4 @@
-"""The loader: charges the ledger and loads a model, drops idle ones to make room; it decides what is resident."""
+"""The loader: charges the ledger, loads models and drops them, and says what is to become of the models' residency."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -7,19 +7,25 @@ from typing import Final
 from llmasos_edge.errors import BadRequest, NoMemory, Panic
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.memory.budget import Ledger
-from llmasos_edge.kernel.memory.residency import Resident, choose_victims
+from llmasos_edge.kernel.memory.replacement import Policy, Replacement, Resident, cost
+from llmasos_edge.kernel.memory.residency import Claimant, Occupant, Plan, plan
 from llmasos_edge.kernel.processor import Phase, Processor
 from llmasos_edge.kernel.trace import Trace
-from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId
+from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, Priority
 
 
 class Loader:
-    def __init__(self, machine: hal.Machine, ledger: Ledger, trace: Trace) -> None:
+    """`replacement` may be set at any moment on the kernel's thread."""
+
+    def __init__(self, machine: hal.Machine, ledger: Ledger, trace: Trace, replacement: Policy = cost) -> None:
         self.machine: Final = machine
+        self.replacement = replacement
         self.ledger: Final = ledger
         self._trace = trace
         self._processors: dict[ModelId, Processor] = {}
         self._fixed = ledger.charged  # the daemon and the arena: what no model can ever have
+        self._rung = 0  # places given on the clock's ring
+        self.next_plan: Milliseconds | None = None  # when residency may have to change though nothing happens
 
     def processors(self) -> Iterator[Processor]:
         return iter(tuple(self._processors.values()))
@@ -56,27 +62,66 @@ class Loader:
 
     def _pinned(self) -> int:
         """Bytes of loaded models that are never dropped."""
-        pinned = (each for each in self.processors() if each.limits.pinned)
-        return sum(region.bytes for each in pinned for region in each.regions)
+        return sum(each.bytes for each in self.processors() if each.limits.pinned)
 
-    def victims(self, processor: Processor) -> tuple[ModelId, ...] | None:
-        """The idle models to drop so that the model can be loaded; None: there is no room now."""
-        return choose_victims(self._needed(processor), self.ledger.free, self._droppable())
+    # ---- who is resident
+
+    def plan(self, bound: Milliseconds, now: Milliseconds) -> Plan:
+        """What is to be loaded, dropped and drained now, for models that are wanted and not loaded."""
+        absent = [each for each in self.processors() if each.phase is Phase.UNLOADED and (each.busy or each.wanted)]
+        found = Plan()
+        if absent:
+            claimants = [self._claimant(each, now) for each in absent]
+            present = (each for each in self.processors() if each.phase is not Phase.UNLOADED)
+            occupants = [_occupant(each, now) for each in present if not each.limits.pinned]
+            found = plan(claimants, occupants, self.ledger.free, self.replacement, bound, now)
+        self.next_plan = found.again_at
+        return found
+
+    def room(self, processor: Processor, now: Milliseconds) -> Replacement | None:
+        """The idle models to drop so that it can be loaded at once, whoever waits; None: there is no room now."""
+        present = (each for each in self.processors() if each.phase is Phase.LOADED)
+        idle = [_resident(each, now) for each in present if not (each.busy or each.saving or each.limits.pinned)]
+        return self.replacement(self._needed(processor), self.ledger.free, idle)
+
+    def spare(self, models: Collection[ModelId]) -> None:
+        """The clock's hand has passed over them, in this order."""
+        for model in models:
+            self._processors[model].referenced = False
+            self._to_the_back(self._processors[model])
+
+    def _to_the_back(self, processor: Processor) -> None:
+        self._rung += 1
+        processor.ring = self._rung
+
+    def _claimant(self, processor: Processor, now: Milliseconds) -> Claimant:
+        priority = processor.urgency if processor.busy else Priority.BATCH
+        since = now if processor.waiting_since is None else processor.waiting_since
+        return Claimant(processor.model, self._needed(processor), priority, since)
+
+    # ---- loading and dropping
 
     def load(self, processor: Processor, now: Milliseconds) -> None:
         """Start loading into the room that is there. Raises EngineFailed if no worker can be started."""
         limits, regions = self.machine.limits(processor.model), self.machine.footprint(processor.model)
         if limits is not None:
-            processor.configure(limits)
+            processor.configure(replace(limits, pinned=processor.limits.pinned))
         if not self.ledger.charge(*regions):
             raise Panic(f"Loader.load: {self._needed(processor)} bytes for {processor.model} are not free")
         processor.regions, processor.phase = regions, Phase.LOADING
         processor.engine = self.machine.load(processor.model)
+        processor.load_began, processor.progress = now, 0.0
         processor.expect_by = Milliseconds(now + self.machine.load_timeout(processor.model))
         self._trace.record(now, "model.loading", model=processor.model)
 
     def _needed(self, processor: Processor) -> Bytes:
         return Bytes(sum(region.bytes for region in self.machine.footprint(processor.model)))
+
+    def loading(self, event: hal.Loading, now: Milliseconds) -> None:
+        processor = self._processors[event.model]
+        if processor.phase is Phase.LOADING:
+            processor.progress = event.fraction
+            self._trace.tell(now, "model.loading", model=processor.model, progress=event.fraction)
 
     def loaded(self, event: hal.Loaded, now: Milliseconds) -> None:
         processor = self._processors[event.model]
@@ -84,26 +129,40 @@ class Loader:
             return  # it was dropped meanwhile
         processor.phase, processor.details, processor.expect_by = Phase.LOADED, event.details, None
         processor.used_at, processor.load_failed, processor.wanted = now, False, False
+        processor.loaded_at, processor.load_ms, processor.progress = now, float(now - processor.load_began), None
+        self._to_the_back(processor)
         step, prefill = event.details.get("step_ms"), event.details.get("prefill_ms")
         if isinstance(step, float) and isinstance(prefill, float):
             processor.rates.step_ms, processor.rates.prefill_ms = step, prefill
         self._trace.record(now, "model.loaded", model=processor.model, **event.details)
 
     def drop(self, processor: Processor, now: Milliseconds) -> None:
-        """Raises BadRequest if the model is busy: a busy model is never dropped."""
+        """Raises BadRequest if tasks want it: such a model is dropped only for another one, and when it is empty."""
+        if processor.busy and processor.phase is Phase.LOADING:
+            raise BadRequest(f"{processor.model} is being loaded for tasks: kill them first (`llmasos ps`)")
         if processor.busy:
             raise BadRequest(f"{processor.model} is busy: wait for its tasks, or kill them first (`llmasos ps`)")
+        self._end(processor, now, None)
+
+    def displace(self, processor: Processor, by: ModelId, now: Milliseconds) -> None:
+        """Drop it for another one; its tasks, if it has any, wait for it to come back."""
+        if not processor.empty:
+            raise Panic(f"Loader.displace: {processor.model} has tasks in it")
+        self._end(processor, now, by)
+
+    def _end(self, processor: Processor, now: Milliseconds, by: ModelId | None) -> None:
         if processor.engine is not None:
             processor.engine.stop()
             self.unloaded(processor, now)
-            self._trace.record(now, "model.dropped", model=processor.model)
+            self._trace.record(now, "model.dropped", model=processor.model, by=by)
 
     def unloaded(self, processor: Processor, now: Milliseconds) -> None:
         """The worker is gone: its bytes go back to the ledger."""
         self.ledger.release(*processor.regions)
         processor.regions, processor.phase, processor.engine = (), Phase.UNLOADED, None
         processor.quantum = processor.expect_by = processor.prepare_by = None
-        processor.interrupted = processor.urgent = False
+        processor.interrupted = processor.urgent = processor.draining = processor.due = False
+        processor.progress = None
         processor.used_at = now
 
     def refresh(self, removed: Collection[ModelId] = ()) -> None:
@@ -129,9 +188,26 @@ class Loader:
             raise BadRequest(f"{processor.live} tasks want {model}: wait for them, or kill them first (`llmasos ps`)")
         self._processors.pop(model, None)
 
-    def _droppable(self) -> list[Resident]:
-        return [
-            Resident(each.model, Bytes(sum(region.bytes for region in each.regions)), each.used_at)
-            for each in self.processors()
-            if each.phase is Phase.LOADED and not (each.busy or each.saving or each.limits.pinned)
-        ]
+
+def _resident(processor: Processor, now: Milliseconds) -> Resident:
+    return Resident(
+        model=processor.model,
+        bytes=processor.bytes,
+        used_at=processor.used_at,
+        load_ms=processor.load_ms,
+        uses=processor.uses.count(now),
+        ring=processor.ring,
+        referenced=processor.referenced,
+    )
+
+
+def _occupant(processor: Processor, now: Milliseconds) -> Occupant:
+    return Occupant(
+        resident=_resident(processor, now),
+        priority=processor.urgency,
+        loaded_at=processor.loaded_at if processor.phase is Phase.LOADED else None,
+        busy=processor.busy or processor.saving > 0,
+        empty=processor.empty,
+        draining=processor.draining,
+        due=processor.due,
+    )

@@ -8,12 +8,13 @@ from typing import Final
 from llmasos_edge.errors import Panic
 from llmasos_edge.kernel.hal import Engine, Limits, Quantum
 from llmasos_edge.kernel.memory.budget import Region
+from llmasos_edge.kernel.memory.replacement import Uses
 from llmasos_edge.kernel.scheduling.batch import BATCH, SMOOTHING, Rates
 from llmasos_edge.kernel.scheduling.forecast import Cost
 from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
 from llmasos_edge.kernel.scheduling.shares import Debts, Shares
 from llmasos_edge.kernel.task import State, Task
-from llmasos_edge.kernel.units import ClientId, Milliseconds, ModelId, Priority, SequenceId, TaskId, Tokens
+from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId, Priority, SequenceId, TaskId, Tokens
 
 HEADROOM: Final = 64  # cells a task must find beyond its own tokens to be seated
 GROWTH: Final = 16  # cells each running task must be able to grow by, or one of them is switched out
@@ -42,7 +43,7 @@ class Processor:
         self.stale = False  # loaded with settings that are no longer the node's: to be dropped when it is idle
         self.ready = ReadyQueue()
         self.running: dict[TaskId, Task] = {}
-        self.unprepared: deque[Task] = deque()  # wait for the model to be loaded, or for the quarantine to end
+        self.unprepared: deque[Task] = deque()  # wait for the model to be loaded, or to admit tasks again
         self.preparing: dict[TaskId, Task] = {}
         self.saving = 0  # segments that the worker has been told to save, and has not told of yet
         self.suspects: deque[Task] = deque()  # were in a worker that died; each runs alone
@@ -61,6 +62,16 @@ class Processor:
         self.expect_by: Milliseconds | None = None  # no report by then: the worker is hung
         self.prepare_by: Milliseconds | None = None
         self.used_at = Milliseconds(0)
+        self.used_by = Priority.BATCH  # the class of the task that came last
+        self.uses = Uses()
+        self.referenced = False
+        self.ring = 0
+        self.load_began = self.loaded_at = Milliseconds(0)
+        self.load_ms = 0.0  # what the last load took
+        self.progress: float | None = None  # how far it is loaded, while it is being loaded
+        self.waiting_since: Milliseconds | None = None  # wanted, and serves nobody
+        self.draining = False  # another model's turn has come: nobody more is admitted
+        self.due = False  # it must serve before it may be drained
         self.configure(limits)
 
     def configure(self, limits: Limits) -> None:
@@ -77,9 +88,37 @@ class Processor:
         return self.engine
 
     @property
+    def empty(self) -> bool:
+        """No task is in it: only such a model is dropped."""
+        return not (self.running or self.preparing or len(self.ready) or self.saving)
+
+    @property
     def busy(self) -> bool:
-        """It has work, or will as soon as it is loaded: such a model is never dropped."""
+        """It has work, or will as soon as it is loaded."""
         return bool(self.running or self.preparing or self.unprepared or len(self.ready))
+
+    @property
+    def bytes(self) -> Bytes:
+        """What it is charged."""
+        return Bytes(sum(region.bytes for region in self.regions))
+
+    @property
+    def urgency(self) -> Priority:
+        """The highest class of its tasks; of the one that came last, if it has none."""
+        here = {task.priority for task in (*self.running.values(), *self.preparing.values(), *self.unprepared)}
+        return max(here | {each for each, count in self.ready.waiting().items() if count}, default=self.used_by)
+
+    def use(self, priority: Priority, now: Milliseconds) -> None:
+        """A task has come for it."""
+        self.used_at, self.used_by, self.referenced = now, priority, True
+        self.uses.add(now)
+
+    def note_turn(self, now: Milliseconds) -> None:
+        """Since when it is waited for: after each dispatch."""
+        if self.running or not (self.busy or self.wanted):
+            self.waiting_since, self.due = None, False
+        elif self.waiting_since is None:
+            self.waiting_since = now
 
     @property
     def seated(self) -> list[Task]:

@@ -40,8 +40,8 @@ class Pages(Protocol):
     def discard(self, model: ModelId, extent: Extent) -> None:
         """Give the pages of a range back to the system, at once."""
 
-    def move(self, model: ModelId, source: Extent, target: Extent) -> None:
-        """Copy bytes, at once; the target is the lower where they overlap."""
+    def move(self, model: ModelId, move: Move) -> None:
+        """Copy the bytes, and give back the pages that are left of the source, at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,11 +368,10 @@ class Swapper:
         for move in plan(self.arena, lying.keys(), limit, overlapping=True):
             state, segment = lying[move.source]
             self.arena.open_move(move)
-            self._memory.move(state.model, move.source, move.target)
+            self._memory.move(state.model, move)
             self.arena.close_move(move, moved=True)
             segment.extent = move.target
             lying[move.target] = state, segment
-            self._memory.discard(state.model, _left(move))
             moved += move.source.size
         return Bytes(moved)
 
@@ -472,12 +471,6 @@ class Swapper:
         held = sum(extent.size for extent in extents if extent is not None)
         if held != arena.statistics().used:
             raise Panic(f"Swapper.check_invariants: segments hold {held} of {arena.statistics().used} bytes")
-
-
-def _left(move: Move) -> Extent:
-    """What of the source is not the target's."""
-    start = max(move.source.offset, move.target.end) if move.overlaps else move.source.offset
-    return Extent(start, move.source.end - start)
 
 
 def _swappable(state: KvState) -> bool:

@@ -72,9 +72,13 @@ class Syscalls:
         """Raises UnknownModel, NoMemory (it can never fit, or not now), EngineFailed (no worker can be started)."""
         processor = self._dispatcher.processor(model)
         self._dispatcher.kernel.loader.check_fits(processor)
-        if processor.engine is None:
-            self._dispatcher.load(processor, now)
-        if processor.engine is None:
+        if processor.engine is not None:
+            return
+        processor.use(Priority.NORMAL, now)
+        place = self._dispatcher.kernel.loader.room(processor, now)
+        if place is not None:
+            self._dispatcher.load(processor, place, now)
+        else:
             raise NoMemory(
                 f"there is no room for {model} while the models in memory are busy or pinned: try again later"
             )

@@ -24,7 +24,7 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     State.NEW: _LIVE - {State.RUNNING, State.NEW} | {State.TERMINATED},
     State.READY: _LIVE - {State.READY} | {State.TERMINATED},
     State.RUNNING: _LIVE - {State.NEW, State.RUNNING} | {State.TERMINATED},
-    State.BLOCKED: frozenset({State.NEW, State.SUSPENDED, State.TERMINATED}),
+    State.BLOCKED: frozenset({State.NEW, State.READY, State.SUSPENDED, State.TERMINATED}),
     State.SUSPENDED: frozenset({State.NEW, State.READY, State.BLOCKED, State.TERMINATED}),
     State.TERMINATED: frozenset(),
 }

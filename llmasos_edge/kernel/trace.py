@@ -27,6 +27,13 @@ class Trace:
     def record(self, now: Milliseconds, kind: str, **details: object) -> None:
         event = TraceEvent(now, kind, details)
         self._ring.append(event)
+        self._notify(event)
+
+    def tell(self, now: Milliseconds, kind: str, **details: object) -> None:
+        """Only to the listeners: what comes too often to be kept."""
+        self._notify(TraceEvent(now, kind, details))
+
+    def _notify(self, event: TraceEvent) -> None:
         for listener in tuple(self._listeners):
             listener(event)
 

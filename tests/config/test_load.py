@@ -61,8 +61,9 @@ def test_everything_that_a_node_may_say(tmp_path: Path) -> None:
         tmp_path,
         """
   board: raspberry-pi-5
-  memory: {budget: 1536MiB, arena: 256MiB, fit: best-fit, swap: {path: swap, size: 2GiB}}
-  scheduler: {policy: fcfs, quantum_ms: 100, decode_target_ms: 50, max_waiting: 9, max_waiting_per_client: 3}
+  memory: {budget: 1536MiB, arena: 256MiB, fit: best-fit, replacement: clock, swap: {path: swap, size: 2GiB}}
+  scheduler:
+    {policy: fcfs, quantum_ms: 100, decode_target_ms: 50, max_waiting: 9, max_waiting_per_client: 3, model_wait_ms: 800}
   mqtt: {url: "mqtts://broker.lan", user: kitchen, password_file: pw, ca_file: /ca.pem, trust: acl}
   http: {listen: "[::1]:8000"}
   models:
@@ -79,6 +80,7 @@ def test_everything_that_a_node_may_say(tmp_path: Path) -> None:
     assert (config.memory.swap.path, config.memory.swap.size) == (tmp_path / "swap", 2**31)
     assert (config.scheduler.policy, config.scheduler.quantum_ms) == ("fcfs", 100)
     assert (config.scheduler.max_waiting, config.scheduler.max_waiting_per_client) == (9, 3)
+    assert (config.memory.replacement, config.scheduler.model_wait_ms) == ("clock", 800)
     mqtt = config.mqtt
     assert mqtt is not None
     assert (mqtt.host, mqtt.port, mqtt.tls, mqtt.trust, mqtt.managed) == ("broker.lan", 8883, True, "acl", False)
@@ -144,6 +146,8 @@ def test_all_errors_come_at_once(tmp_path: Path) -> None:
         ("  models: [{name: a, exact: 1}]\n", "expected true or false"),
         (MODELS + "  memory: {budget: 64MiB}\n", "spec.memory.budget: the arena must be smaller"),
         (MODELS + "  memory: {budget: 0MiB}\n", "must be more than nothing"),
+        (MODELS + "  memory: {replacement: fifo}\n", "is not one of: cost, lru, clock"),
+        (MODELS + "  scheduler: {model_wait_ms: -1}\n", "-1 is out of range"),
         (MODELS + "  memory: {swap: {path: x}}\n", 'spec.memory.swap: the key "size" is missing'),
         (MODELS + "  memory: {swap: {size: 1GiB}}\n", 'spec.memory.swap: the key "path" is missing'),
         (MODELS + "  memory:\n", "spec.memory: expected a mapping (key: value), not empty"),

@@ -345,7 +345,8 @@ def test_a_machine_loads_workers_and_delivers_late() -> None:
     while timeline.next_moment is not None:
         timeline.happen()
     details: dict[str, object] = {"step_ms": 10, "prefill_ms": 1}
-    assert heard == [(55, hal.Loaded(M, details)), (55, hal.Died(M, "its file is broken"))]
+    loaded = [(30, hal.Loading(M, 0.5)), (55, hal.Loaded(M, details))]
+    assert heard == [*loaded, (55, hal.Died(M, "its file is broken"))]
 
 
 def test_a_simulation_is_deterministic_and_knows_when_it_never_ends() -> None:

@@ -39,13 +39,13 @@ def test_a_running_task_survives(make_node: MakeNode, make_device: MakeDevice) -
         node,
         ("sequences: 8, kv_pool: 2048", "sequences: 4, kv_pool: 1024"),
         ("apps: [summarize]", "apps: [translate]\n  scheduler: {policy: fcfs}"),
-        ("budget: 1GiB, arena: 32MiB", "budget: 900MiB, arena: 48MiB"),
+        ("budget: 1GiB, arena: 32MiB", "budget: 900MiB, arena: 48MiB, replacement: lru"),
         ("name: lamp, ceiling: normal", "name: phone, ceiling: batch"),
         ("site: home", "site: work"),
     )
     outcome = node.call("reload")
     assert outcome == {
-        "applied": ["memory.budget", "scheduler", "models", "apps", "clients"],
+        "applied": ["memory.budget", "memory.replacement", "scheduler", "models", "apps", "clients"],
         "waiting": [MODEL],
         "restart": ["metadata.site", "memory.arena"],
     }

@@ -1,6 +1,7 @@
 """A state machine over the whole kernel: any calls, faults and pauses, and every task ends exactly once."""
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import settings
@@ -8,10 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from llmasos_edge.engine.simulated import Fault, SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulation import TARGETS
 from llmasos_edge.errors import BadRequest, NoMemory
+from llmasos_edge.kernel.memory.replacement import REPLACEMENTS
 from llmasos_edge.kernel.scheduling.policies import POLICIES
 from llmasos_edge.kernel.task import State, Task
-from llmasos_edge.kernel.units import Bytes, ModelId, Priority
+from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, Priority
 from tests.kernel.nodes import MIB, CheckedSimulation, is_ok, limits
 
 NAMES = [ModelId(name) for name in ("a", "b", "c")]
@@ -41,8 +44,12 @@ class KernelMachine(RuleBasedStateMachine):
         cores=st.integers(1, 4),
         latency=st.sampled_from([0.0, 3.0, 60.0]),
         swap=st.sampled_from([0, 60, 4096]),
+        replacement=st.sampled_from(sorted(REPLACEMENTS)),
+        model_wait=st.sampled_from([1, 200, 5000]),
     )
-    def boot(self, policy: str, arena: int, cores: int, latency: float, swap: int) -> None:
+    def boot(
+        self, *, policy: str, arena: int, cores: int, latency: float, swap: int, replacement: str, model_wait: int
+    ) -> None:
         self.simulation = CheckedSimulation(
             dict.fromkeys(NAMES, MODEL),
             policy=policy,
@@ -51,6 +58,8 @@ class KernelMachine(RuleBasedStateMachine):
             arena=Bytes(arena * 4096),
             latency_ms=latency,
             swap=Bytes(swap * 4096),
+            replacement=replacement,
+            targets=replace(TARGETS, model_wait_ms=Milliseconds(model_wait)),
         )
 
     @rule(

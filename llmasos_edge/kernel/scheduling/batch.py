@@ -39,6 +39,9 @@ class Targets:
     decode_ms: Milliseconds  # of a step that decodes while others prefill
     max_waiting: int = 1024  # live tasks that have no sequence: of the node
     max_waiting_per_client: int = 256
+    model_wait_ms: Milliseconds = Milliseconds(
+        5_000
+    )  # of tasks whose model is not loaded, before a busy one is drained
 
 
 def compose(number: int, running: Sequence[Task], room: int, rates: Rates, targets: Targets, threads: int) -> Quantum:
