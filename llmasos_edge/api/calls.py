@@ -12,11 +12,12 @@ import msgspec
 
 from llmasos_edge.api import views
 from llmasos_edge.api.door import Door
-from llmasos_edge.errors import BadRequest, LLMasOSError, NotPermitted, UnknownTask
+from llmasos_edge.errors import BadRequest, Cancelled, EngineFailed, LLMasOSError, NotPermitted, UnknownTask
 from llmasos_edge.ipc.messages import ModelRequest, Request
 from llmasos_edge.kernel.dispatcher import Kernel
 from llmasos_edge.kernel.syscalls import Syscalls
 from llmasos_edge.kernel.task import Task
+from llmasos_edge.kernel.trace import TraceEvent
 from llmasos_edge.kernel.units import Milliseconds, ModelId, Priority, TaskId
 from llmasos_edge.services.security import Caller
 
@@ -177,7 +178,8 @@ def _renice(context: Context, args: Renice) -> None:
 
 
 def _models(context: Context, _: Nothing) -> None:
-    loaded = {each.model: views.model_row(each) for each in context.calls.kernel.loader.processors()}
+    now = context.calls.clock_ms()
+    loaded = {each.model: views.model_row(each, now) for each in context.calls.kernel.loader.processors()}
 
     def work() -> list[Json]:
         return [
@@ -208,13 +210,46 @@ def _remove(context: Context, args: OfModel) -> None:
 def _load(context: Context, args: OfModel) -> None:
     calls, model = context.calls, ModelId(args.model)
     calls.syscalls.load(model, calls.clock_ms())
-    context.done({"id": model, "state": calls.syscalls.phase(model)})
+    if calls.syscalls.state(model) == "loading":
+        _follow_load(context, model)
+    else:
+        context.done({"id": model, "state": calls.syscalls.state(model)})
+
+
+def _follow_load(context: Context, model: ModelId) -> None:
+    """Tell how far it comes, and answer when it ends."""
+    trace = context.calls.kernel.trace
+
+    def heard(event: TraceEvent) -> None:
+        if event.details.get("model") != model:
+            return
+        if event.kind == "model.loading":
+            context.progress({"stage": "loading", "fraction": event.details.get("progress", 0.0)})
+            return
+        if event.kind not in ("model.loaded", "model.dropped", "worker.died"):
+            return
+        trace.unfollow(heard)
+        if event.kind == "model.loaded":
+            context.done({"id": model, "state": "loaded"})
+        elif event.kind == "model.dropped":
+            by = event.details["by"]
+            context.failed(Cancelled(f"{model} was dropped while it was loaded{f', for {by}' if by else ''}"))
+        else:
+            context.failed(EngineFailed(f"{model} could not be loaded: {event.details['why']}"))
+
+    trace.follow(heard)
 
 
 def _drop(context: Context, args: OfModel) -> None:
     calls, model = context.calls, ModelId(args.model)
     calls.syscalls.drop(model, calls.clock_ms())
-    context.done({"id": model, "state": calls.syscalls.phase(model)})
+    context.done({"id": model, "state": calls.syscalls.state(model)})
+
+
+def _pin(pinned: bool, context: Context, args: OfModel) -> None:
+    calls, model = context.calls, ModelId(args.model)
+    calls.syscalls.pin(model, pinned, calls.clock_ms())
+    context.done({"id": model, "state": calls.syscalls.state(model), "pinned": pinned})
 
 
 def _mem(context: Context, _: Nothing) -> None:
@@ -253,6 +288,8 @@ CALLS: Final[Mapping[str, tuple[Any, Handler]]] = {
     "model.verify": (OfModel, _verify),
     "model.load": (OfModel, _load),
     "model.drop": (OfModel, _drop),
+    "model.pin": (OfModel, partial(_pin, True)),
+    "model.unpin": (OfModel, partial(_pin, False)),
     "mem": (Nothing, _mem),
     "apps": (Nothing, _apps),
     "app.show": (OfApp, _app_show),

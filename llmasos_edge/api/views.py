@@ -55,11 +55,18 @@ def task_detail(task: Task, now: Milliseconds, position: int, eta_ms: int) -> Js
     }
 
 
-def model_row(processor: Processor) -> Json:
+def model_state(processor: Processor) -> Json:
+    """Where it is; `progress` from 0 to 1 while it is loaded."""
+    state: Json = {"id": processor.model, "state": processor.state}
+    return state if processor.progress is None else state | {"progress": processor.progress}
+
+
+def model_row(processor: Processor, now: Milliseconds) -> Json:
     """Where a model is, and what it is doing."""
-    return {
-        "id": processor.model,
-        "state": processor.phase.value,
+    return model_state(processor) | {
+        "charged": processor.bytes,
+        "idle_ms": now - processor.used_at if processor.used_at else None,
+        "waiting": processor.live - len(processor.running),
         "context": processor.limits.context,
         "cells": processor.limits.cells,
         "sequences": processor.limits.sequences,
@@ -78,8 +85,8 @@ def memory(kernel: Kernel, measured: Mapping[str, int]) -> Json:
     models = [
         {
             "id": each.model,
-            "state": each.phase.value,
-            "charged": sum(region.bytes for region in each.regions),
+            "state": each.state,
+            "charged": each.bytes,
             "measured": measured.get(each.model, 0),
         }
         for each in kernel.loader.processors()

@@ -58,7 +58,7 @@ def _say_status(shape: dict[str, Any]) -> None:
     broker = shape["broker"]
     facts = ["connected" if broker["connected"] else "NOT CONNECTED", "managed" if broker["managed"] else "foreign"]
     render.line(f"broker  {broker['url']} ({', '.join(facts)}, trust {broker['trust']})")
-    models = ", ".join(f"{model['id']} {model['state']}" for model in shape["models"])
+    models = ", ".join(f"{model['id']} {render.model_state(model)}" for model in shape["models"])
     render.line(f"models  {models or 'none'}")
     render.line(f"apps    {', '.join(shape['apps']) or 'none'}")
     _say_pending(shape["pending"])

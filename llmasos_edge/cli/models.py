@@ -1,4 +1,4 @@
-"""The commands about models: models, and model pull, add, rm, verify, selftest, load, drop."""
+"""The commands about models: models, and model pull, add, rm, verify, selftest, load, drop, pin, unpin."""
 
 import json
 import os
@@ -37,12 +37,7 @@ def model() -> None:
 @json_option
 def pull(name: str, as_json: bool) -> None:
     """Download a model of the catalogue, and check its hash. An interrupted download is resumed."""
-    with connect() as client:
-        stream = client.stream("model.pull", model=name)
-        with Progress(name) as progress:
-            for event in stream:
-                progress.show(event["progress"])
-        put(stream.result, as_json, _say_model)
+    put(_watch("model.pull", name), as_json, _say_model)
 
 
 @model.command(epilog=examples("llmasos model add ~/qwen.gguf qwen"))
@@ -86,7 +81,7 @@ def verify(name: str, state: Path | None, as_json: bool) -> None:
 @json_option
 def load(name: str, as_json: bool) -> None:
     """Load a model into memory now, not when its first task comes."""
-    put(call("model.load", model=name), as_json, _say_model)
+    put(_watch("model.load", name), as_json, _say_model)
 
 
 @model.command(epilog=examples("llmasos model drop smollm2-135m"))
@@ -95,6 +90,25 @@ def load(name: str, as_json: bool) -> None:
 def drop(name: str, as_json: bool) -> None:
     """Give a model's memory back; it is loaded again when needed."""
     put(call("model.drop", model=name), as_json, _say_model)
+
+
+@model.command(epilog=examples("llmasos model pin smollm2-135m"))
+@click.argument("name", metavar="MODEL")
+@json_option
+def pin(name: str, as_json: bool) -> None:
+    """Load a model and keep it loaded, until the node restarts or reloads its node file.
+
+    `pin: true` in the node file is for good.
+    """
+    put(call("model.pin", model=name), as_json, _say_model)
+
+
+@model.command(epilog=examples("llmasos model unpin smollm2-135m"))
+@click.argument("name", metavar="MODEL")
+@json_option
+def unpin(name: str, as_json: bool) -> None:
+    """Let a pinned model be dropped for others, until the node restarts or reloads its node file."""
+    put(call("model.unpin", model=name), as_json, _say_model)
 
 
 @model.command(epilog=examples("llmasos model selftest smollm2-135m --state .state/demo"))
@@ -114,6 +128,15 @@ def selftest(name: str, state: Path | None, kv: str, as_json: bool) -> None:
         raise EngineFailed(f"the self-test of {name} failed ({done.returncode}): {done.stderr.strip()[-300:]}")
     stored = store.note_selftest(name, json.loads(done.stdout))
     put({"id": stored.name, "state": "tested", "selftest": stored.selftest}, as_json, _say_selftest)
+
+
+def _watch(name: str, model: str) -> Any:
+    """The result of a call that tells of its progress."""
+    with connect() as client, Progress(model) as progress:
+        stream = client.stream(name, model=model)
+        for event in stream:
+            progress.show(event["progress"])
+        return stream.result
 
 
 def _verify_stored(state: Path, name: str) -> dict[str, Any]:
@@ -138,4 +161,5 @@ def _say_selftest(result: dict[str, Any]) -> None:
 
 def _say_model(result: dict[str, Any]) -> None:
     size = f" {render.size(result['size'])}" if result.get("size") is not None else ""
-    render.line(f"{result['id']} {result.get('state', 'ok')}{size}")
+    pinned = {True: ", pinned", False: ", not pinned", None: ""}[result.get("pinned")]
+    render.line(f"{result['id']} {result.get('state', 'ok')}{size}{pinned}")

@@ -13,7 +13,7 @@ BAR_CELLS = 24
 
 
 class Progress:
-    """Shows the `progress` events of one call: {stage, done, total}, in bytes; total may be unknown."""
+    """Shows the `progress` events of one call: {stage, done, total}, in bytes, or {stage, fraction}."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -39,7 +39,9 @@ class Progress:
 
     def _amount(self, progress: dict[str, Any]) -> str:
         done, total = progress.get("done") or 0, progress.get("total")
-        if not total:
+        fraction = progress.get("fraction", done / total if total else None)
+        if fraction is None:
             return size(done) if done else ""
-        cells = min(BAR_CELLS, done * BAR_CELLS // total)
-        return f"[{'█' * cells}{'·' * (BAR_CELLS - cells)}] {100 * done // total} % of {size(total)}"
+        cells = min(BAR_CELLS, int(fraction * BAR_CELLS))
+        share = f"[{'█' * cells}{'·' * (BAR_CELLS - cells)}] {int(100 * fraction)} %"
+        return f"{share} of {size(total)}" if total else share

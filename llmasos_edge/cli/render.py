@@ -163,11 +163,14 @@ def models(rows: Sequence[Row]) -> None:
     table(
         [
             Column("MODEL", lambda row: row["id"]),
-            Column("STATE", lambda row: row["state"]),
+            Column("STATE", model_state),
             Column("SIZE", lambda row: size(row.get("size")), right=True),
+            Column("CHARGED", lambda row: size(row.get("charged") or None), right=True, optional=True),
+            Column("LAST USED", lambda row: _ago(row.get("idle_ms")), right=True, optional=True),
+            Column("WAITING", lambda row: row.get("waiting"), right=True),
             Column("CONTEXT", lambda row: row.get("context"), right=True),
             Column("SEQUENCES", lambda row: row.get("sequences"), right=True),
-            Column("KV", lambda row: row.get("kv")),
+            Column("KV", lambda row: row.get("kv"), optional=True),
             Column("PINNED", lambda row: row.get("pinned")),
             Column("DETERMINISTIC", lambda row: (row.get("selftest") or {}).get("deterministic"), optional=True),
             Column("LICENCE", lambda row: row.get("licence")),
@@ -175,6 +178,16 @@ def models(rows: Sequence[Row]) -> None:
         rows,
         "no models: `llmasos model pull smollm2-135m` gets one",
     )
+
+
+def model_state(row: Row) -> str:
+    """`loading 43 %`, or the bare state."""
+    progress = row.get("progress")
+    return str(row["state"]) if progress is None else f"{row['state']} {int(100 * progress)} %"
+
+
+def _ago(ms: float | None) -> str | None:
+    return None if ms is None else f"{duration(ms)} ago"
 
 
 def apps(rows: Sequence[Row]) -> None:

@@ -193,7 +193,8 @@ class Link:
         if event.kind in PUBLISHED and self._port is not None:
             if event.kind in ("model.loaded", "model.dropped", "worker.died"):
                 self.announce()
-            self._port.publish(self.topics.event(event.kind), msgspec.json.encode(event.details), 1)
+            qos = 0 if "progress" in event.details else 1  # it comes often, and the next one says more
+            self._port.publish(self.topics.event(event.kind), msgspec.json.encode(event.details), qos)
 
 
 def read_password(file: Path, environment: Mapping[str, str]) -> str:

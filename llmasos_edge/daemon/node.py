@@ -17,6 +17,7 @@ from llmasos_edge.api.calls import Calls, Json
 from llmasos_edge.api.control_server import ControlCalls
 from llmasos_edge.api.door import Clocks, Door
 from llmasos_edge.api.requests import Accepting
+from llmasos_edge.api.views import model_state
 from llmasos_edge.config.load import load_node
 from llmasos_edge.config.node import NodeConfig, effective
 from llmasos_edge.daemon import settings
@@ -342,12 +343,9 @@ class Node:
     # ---- what callers ask of the node itself
 
     def status(self) -> Json:
-        rows = {str(each.model): each.phase.value for each in self.kernel.loader.processors()}
-        missing = set(self.models.missing())
-        models = [
-            {"id": model.name, "state": "missing" if model.name in missing else rows.get(model.name, "unloaded")}
-            for model in self.config.models
-        ]
+        rows = {str(each.model): model_state(each) for each in self.kernel.loader.processors()}
+        rows |= {name: {"id": name, "state": "missing"} for name in self.models.missing()}
+        names = [model.name for model in self.config.models]
         return {
             "node": self.config.name,
             "site": self.config.site,
@@ -360,7 +358,7 @@ class Node:
             "ready": self.ready,
             "since": self.since,
             "broker": self.link.broker(),
-            "models": models,
+            "models": [rows.get(name, {"id": name, "state": "unloaded"}) for name in names],
             "pending": settings.pending(self),
             "apps": [row["name"] for row in self.apps.listing()],
             "tasks": self.kernel.table.counts(),

@@ -19,6 +19,7 @@ from llmasos_edge.engine.gang import Gang
 from llmasos_edge.engine.grammar import grammar_of, parse_answer
 from llmasos_edge.engine.kv_pool import KvPool
 from llmasos_edge.engine.llama import STEP_TOKENS, L, LlamaModel
+from llmasos_edge.engine.load_progress import LoadProgress
 from llmasos_edge.engine.mailbox import Mailbox
 from llmasos_edge.engine.protocol import (
     Answer,
@@ -37,7 +38,7 @@ from llmasos_edge.engine.sampling import Sampler
 from llmasos_edge.engine.stepper import Stepper
 from llmasos_edge.engine.work import Work
 from llmasos_edge.errors import LLMasOSError, Panic
-from llmasos_edge.kernel.hal import Died, Finished, Loaded, Parked, Prepared, Quantum, Refused
+from llmasos_edge.kernel.hal import Died, Finished, Loaded, Loading, Parked, Prepared, Quantum, Refused
 from llmasos_edge.kernel.units import Bytes, TaskId, Tokens
 
 SWITCH_INTERVAL_S: Final = 0.0005  # the front thread gives the GIL back to the compute thread this soon
@@ -54,6 +55,8 @@ class Worker:
         self._connection, self._arena, self._load, self._closed = connection, arena, load, closed
         self._sending = threading.Lock()
         self._works: dict[TaskId, Work] = {}
+        self._progress = LoadProgress(lambda fraction: self._send(Loading(load.model, fraction)))
+        self._progress.read(Path(load.path))
         self._model = LlamaModel(Path(load.path))
         bos, eos = (int(f(self._model.vocabulary)) for f in (L.llama_vocab_bos, L.llama_vocab_eos))
         names = {"bos": self._model.special_text(bos), "eos": self._model.special_text(eos)}
@@ -106,6 +109,7 @@ class Worker:
         self._pool.context.decode([(0, [1] * count, position, True)])
         took = time.perf_counter() - started
         self._gang.ran(took, self._load.threads)
+        self._progress.warmed_up((position + count) / (WARM_UP_TOKENS + 2 * STEPS_MEASURED))
         return took
 
     def _obey(self, command: Command | Answer) -> None:

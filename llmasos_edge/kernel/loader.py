@@ -44,7 +44,10 @@ class Loader:
         if processor.phase is not Phase.UNLOADED:
             return
         regions = self.machine.footprint(processor.model)
-        needed, room = sum(region.bytes for region in regions), self.ledger.budget - self._fixed - self._pinned()
+        needed, room = (
+            sum(region.bytes for region in regions),
+            self.ledger.budget - self._fixed - self._pinned(processor),
+        )
         if needed <= room:
             return
         kv = sum(region.bytes for region in regions if region.kind == "kv")
@@ -60,9 +63,27 @@ class Loader:
             },
         )
 
-    def _pinned(self) -> int:
-        """Bytes of loaded models that are never dropped."""
-        return sum(each.bytes for each in self.processors() if each.limits.pinned)
+    def _pinned(self, beside: Processor) -> int:
+        """Bytes of the other models that are never dropped, loaded or still to be."""
+        others = (each for each in self.processors() if each.limits.pinned and each is not beside)
+        return sum(self._takes(each) for each in others)
+
+    def _takes(self, processor: Processor) -> int:
+        """Bytes that it is charged, or will be."""
+        return processor.bytes or self._needed(processor)
+
+    def pin(self, processor: Processor, pinned: bool, now: Milliseconds) -> None:
+        """Until the settings are read again. Raises NoMemory if what tasks want would never fit beside it."""
+        before, room = processor.limits, self.ledger.budget - self._fixed
+        processor.limits = replace(before, pinned=pinned)
+        for each in self.processors():
+            needed = self._takes(each) + self._pinned(each)
+            if needed > room and (each is processor or each.live) and pinned:
+                processor.limits = before
+                why = f"{each.model} and the pinned models need {needed >> 20} MiB, the budget leaves {room >> 20} MiB"
+                raise NoMemory(f"{processor.model} can't be pinned: {why}", details={"needed": needed, "budget": room})
+        processor.wanted = pinned and processor.phase is Phase.UNLOADED
+        self._trace.record(now, "model.pinned" if pinned else "model.unpinned", model=processor.model)
 
     # ---- who is resident
 

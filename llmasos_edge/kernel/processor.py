@@ -88,6 +88,11 @@ class Processor:
         return self.engine
 
     @property
+    def state(self) -> str:
+        """As people see it."""
+        return "draining" if self.draining else self.phase.value
+
+    @property
     def empty(self) -> bool:
         """No task is in it: only such a model is dropped."""
         return not (self.running or self.preparing or len(self.ready) or self.saving)

@@ -87,11 +87,15 @@ class Syscalls:
         """Raises UnknownModel, BadRequest if it is busy."""
         self._dispatcher.drop(self._dispatcher.processor(model), now)
 
+    def pin(self, model: ModelId, pinned: bool, now: Milliseconds) -> None:
+        """Load it and never drop it, or let it go, until the settings are read again. Raises UnknownModel, NoMemory."""
+        self._dispatcher.kernel.loader.pin(self._dispatcher.processor(model), pinned, now)
+
     def find(self, task_id: TaskId) -> Task | None:
         return self._table.find(task_id)
 
-    def phase(self, model: ModelId) -> str:
-        return self._dispatcher.processor(model).phase.value
+    def state(self, model: ModelId) -> str:
+        return self._dispatcher.processor(model).state
 
     def position(self, task: Task) -> int:
         """How many would be served before it, as things stand; 0 for one that runs."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from llmasos_edge.api.calls import Calls
 from llmasos_edge.api.control_server import ControlCalls
 from llmasos_edge.errors import BadRequest
 from llmasos_edge.ipc.control import Call, Peer
+from llmasos_edge.kernel import hal
+from llmasos_edge.kernel.units import ModelId
 from llmasos_edge.services.security import Security
-from tests.api.conftest import Desk
+from tests.api.conftest import MODEL, Desk, ScriptedEngine
 
 
 class Line:
@@ -143,3 +146,37 @@ def test_dmesg_shows_what_was_and_follows_what_comes(desk: Desk, line: Line) -> 
     count = len(follow)
     line.submit()
     assert len(follow) == count
+
+
+def loading(desk: Desk, line: Line, monkeypatch: pytest.MonkeyPatch, *events: hal.Event) -> list[dict[str, Any]]:
+    """What `model.load` is told while its worker says this."""
+
+    def load(model: ModelId) -> ScriptedEngine:
+        for event in events:
+            desk.post(partial(desk.dispatcher.handle, event, desk.now))
+        return desk.engine
+
+    monkeypatch.setattr(desk.engine, "load", load)
+    return line.call("model.load", model=MODEL)[1]
+
+
+def test_a_load_tells_how_far_it_is_and_how_it_ended(desk: Desk, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer comes when the model is loaded; asked again, at once."""
+    lines = loading(desk, line, monkeypatch, hal.Loading(MODEL, 0.25), hal.Loading(MODEL, 0.9), hal.Loaded(MODEL, {}))
+    assert [each["event"]["progress"] for each in lines[:-1]] == [
+        {"stage": "loading", "fraction": 0.25},
+        {"stage": "loading", "fraction": 0.9},
+    ]
+    assert lines[-1] == {"result": {"id": MODEL, "state": "loaded"}}
+    assert line.call("model.load", model=MODEL)[1] == [{"result": {"id": MODEL, "state": "loaded"}}]
+
+
+def test_a_load_that_fails_or_is_given_up_says_why(desk: Desk, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker's last word; or that somebody dropped the model, which is no failure of it."""
+    (answer,) = loading(desk, line, monkeypatch, hal.Died(MODEL, "its file is broken"))
+    assert answer["error"]["code"] == "engine_failed"
+    assert answer["error"]["message"] == f"{MODEL} could not be loaded: its file is broken"
+    lines = loading(desk, line, monkeypatch, hal.Loading(MODEL, 0.5))
+    assert line.call("model.drop", model=MODEL)[1] == [{"result": {"id": MODEL, "state": "unloaded"}}]
+    assert lines[-1]["error"] == {"code": "cancelled", "message": f"{MODEL} was dropped while it was loaded"}
+    assert desk.syscalls.state(MODEL) == "unloaded"

@@ -50,6 +50,9 @@ MODEL = {
     "id": "smollm2-135m",
     "state": "loaded",
     "size": 98 * MIB,
+    "charged": 274 * MIB,
+    "idle_ms": 1500,
+    "waiting": 3,
     "context": 4096,
     "sequences": 16,
     "kv": "q8_0",
@@ -112,6 +115,7 @@ EVENTS: dict[str, list[dict[str, Any]]] = {
         *({"progress": {"stage": "download", "done": done, "total": 98 * MIB}} for done in (0, 49 * MIB, 98 * MIB)),
         {"progress": {"stage": "verify", "done": 0, "total": None}},
     ],
+    "model.load": [{"progress": {"stage": "loading", "fraction": part / 4}} for part in range(4)],
 }
 WORDS = ["Hel", "lo, ", "wörld", "."]
 

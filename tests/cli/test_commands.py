@@ -9,7 +9,7 @@ import pytest
 
 from llmasos_edge.errors import BadRequest
 from tests.cli.conftest import Invoke
-from tests.cli.scripted_node import MIB, RESULTS, TRACES, ScriptedNode
+from tests.cli.scripted_node import MIB, MODEL, RESULTS, STATUS, TRACES, ScriptedNode
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,8 @@ def test_result_as_json_is_unchanged(
         (["model", "rm", "m"], "model.rm", {"model": "m"}, "m model.rm"),
         (["model", "load", "m"], "model.load", {"model": "m"}, "m model.load"),
         (["model", "drop", "m"], "model.drop", {"model": "m"}, "m model.drop"),
+        (["model", "pin", "m"], "model.pin", {"model": "m"}, "m model.pin"),
+        (["model", "unpin", "m"], "model.unpin", {"model": "m"}, "m model.unpin"),
     ],
 )
 def test_commands_that_change_something(
@@ -77,8 +79,18 @@ def test_empty_list(llmasos: Invoke, node: ScriptedNode) -> None:
 
 def test_models_sizes(llmasos: Invoke) -> None:
     """A size has its binary unit, and a flag is a word."""
-    assert "smollm2-135m  loaded  98 MiB     4096" in llmasos("models").stdout
-    assert "yes" in llmasos("models").stdout
+    line = re.sub(" +", " ", llmasos("models").stdout.splitlines()[1])
+    assert line.startswith("smollm2-135m loaded 98 MiB 274 MiB 1.5 s ago 3 4096 16 ")
+    assert "yes" in line
+
+
+def test_a_load_counts_up(llmasos: Invoke, node: ScriptedNode) -> None:
+    """In `models` and `status`, and once in a log that watches it."""
+    node.results["models"] = [MODEL | {"state": "loading", "progress": 0.437}]
+    node.results["status"] = STATUS | {"models": [{"id": "m", "state": "loading", "progress": 0.437}]}
+    assert "loading 43 %" in llmasos("models").stdout
+    assert "m loading 43 %" in llmasos("status").stdout
+    assert llmasos("model", "load", "m").stderr == "m: loading\n"
 
 
 def test_apps_trigger(llmasos: Invoke) -> None:

@@ -222,14 +222,14 @@ def test_load_and_drop(simulate: Simulate) -> None:
     simulation = simulate()
     simulation.do(simulation.syscalls.load, M)
     simulation.run()
-    assert simulation.syscalls.phase(M) == "loaded"
+    assert simulation.syscalls.state(M) == "loaded"
     task = simulation.submit(PROGRAM)
     with pytest.raises(BadRequest, match="busy"):
         simulation.do(simulation.syscalls.drop, M)
     simulation.run()
     assert is_ok(simulation, task)
     simulation.do(simulation.syscalls.drop, M)
-    assert simulation.syscalls.phase(M) == "unloaded"
+    assert simulation.syscalls.state(M) == "unloaded"
 
 
 def test_a_model_dropped_while_it_is_loaded(simulate: Simulate) -> None:
@@ -243,6 +243,53 @@ def test_a_model_dropped_while_it_is_loaded(simulate: Simulate) -> None:
     task = simulation.submit(PROGRAM)
     simulation.run()
     assert is_ok(simulation, task)
+
+
+def test_a_pinned_model_is_loaded_and_stays(simulate: Simulate) -> None:
+    """At once and whoever waits; unpinned, it makes room as any other."""
+    a, b = ModelId("a"), ModelId("b")
+    found = SimulatedModel(limits(cells=2048), weights=Bytes(30 * MIB))
+    simulation = simulate(dict.fromkeys((a, b, M), found), budget=Bytes(70 * MIB), arena=Bytes(4 * MIB))
+    simulation.do(simulation.syscalls.pin, a, True)
+    simulation.run()
+    assert simulation.syscalls.state(a) == "loaded"
+    tasks = [simulation.submit(PROGRAM, model=name) for name in (b, M, b, M)]
+    simulation.run()
+    assert simulation.syscalls.state(a) == "loaded"
+    simulation.do(simulation.syscalls.pin, a, False)
+    tasks += [simulation.submit(PROGRAM, model=name) for name in (b, M)]
+    simulation.run()
+    assert all(is_ok(simulation, task) for task in tasks)
+    assert simulation.syscalls.state(a) == "unloaded"
+
+
+def test_a_model_is_not_pinned_where_tasks_would_wait_for_ever(simulate: Simulate) -> None:
+    """What they want would never fit beside it; nor can more be pinned than fits."""
+    a, b = ModelId("a"), ModelId("b")
+    found = SimulatedModel(limits(cells=2048), weights=Bytes(30 * MIB))
+    simulation = simulate(dict.fromkeys((a, b), found), budget=Bytes(50 * MIB), arena=Bytes(4 * MIB))
+    simulation.submit(PROGRAM, model=a)
+    with pytest.raises(NoMemory, match="b can't be pinned: a and the pinned models need 64 MiB"):
+        simulation.do(simulation.syscalls.pin, b, True)
+    simulation.do(simulation.syscalls.pin, a, True)
+    with pytest.raises(NoMemory, match="b can't be pinned: "):
+        simulation.do(simulation.syscalls.pin, b, True)
+    simulation.do(simulation.syscalls.pin, a, False)
+    assert not any(each.limits.pinned for each in simulation.dispatcher.processors())
+
+
+def test_a_pin_lasts_until_the_settings_are_read_again(simulate: Simulate) -> None:
+    """Through a drop and a load, but not a reload: then the node file counts."""
+    simulation = simulate()
+    simulation.do(simulation.syscalls.pin, M, True)
+    simulation.run()
+    simulation.do(simulation.syscalls.drop, M)
+    simulation.do(simulation.syscalls.load, M)
+    simulation.run()
+    processor = simulation.dispatcher.processor(M)
+    assert processor.limits.pinned
+    simulation.dispatcher.kernel.loader.refresh()
+    assert not processor.limits.pinned
 
 
 def test_loading_by_command_never_drops_a_busy_model(simulate: Simulate) -> None:

@@ -26,3 +26,12 @@ def test_a_listener_hears_events_until_it_unfollows() -> None:
     trace.record(Milliseconds(1), "first")
     trace.record(Milliseconds(2), "second")
     assert heard == ["once", "first", "second"]
+
+
+def test_what_is_told_is_not_kept() -> None:
+    """It comes too often for the ring; listeners hear it all the same."""
+    trace, heard = Trace(), list[TraceEvent]()
+    trace.follow(heard.append)
+    trace.tell(Milliseconds(1), "model.loading", progress=0.5)
+    assert heard == [TraceEvent(Milliseconds(1), "model.loading", {"progress": 0.5})]
+    assert trace.events() == []
