@@ -68,7 +68,10 @@ class Worker:
 
     def _send(self, message: Answer) -> None:
         with self._sending:
-            send(self._connection, message)
+            try:
+                send(self._connection, message)
+            except BrokenPipeError:  # the daemon's end is closed; while the model is loaded, only this tells it
+                os._exit(0)
 
     # ---- compute thread
 

@@ -410,7 +410,7 @@ def test_a_worker_is_confined_before_it_begins(cut: Path) -> None:
 
 
 def test_a_worker_goes_with_its_daemon(cut: Path) -> None:
-    """The daemon's end of the socket closes: the worker ends by itself."""
+    """The daemon's end of the socket closes, while the model is loaded or later: the worker ends by itself."""
     ours, theirs = socket.socketpair()
     memfd = os.memfd_create("arena")
     os.ftruncate(memfd, CONTROL_PAGE)
