@@ -5,6 +5,7 @@ LLMasOSError                 code                what it says
 ├── UnknownModel             unknown_model
 ├── UnknownApp               unknown_app
 ├── UnknownTask              unknown_task
+├── UnknownSession           unknown_session
 ├── NotPermitted             not_permitted
 ├── PromptTooLong            prompt_too_long     both counts
 ├── NoMemory                 no_memory           needed, budget, what would fit
@@ -65,6 +66,10 @@ class UnknownApp(LLMasOSError):
 
 class UnknownTask(LLMasOSError):
     code = "unknown_task"
+
+
+class UnknownSession(LLMasOSError):
+    code = "unknown_session"
 
 
 class NotPermitted(LLMasOSError):

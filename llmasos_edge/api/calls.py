@@ -12,13 +12,15 @@ import msgspec
 
 from llmasos_edge.api import views
 from llmasos_edge.api.door import Door
+from llmasos_edge.api.sessions import Sessions
 from llmasos_edge.errors import BadRequest, Cancelled, EngineFailed, LLMasOSError, NotPermitted, UnknownTask
 from llmasos_edge.ipc.messages import ModelRequest, Request
-from llmasos_edge.kernel.dispatcher import Kernel
+from llmasos_edge.kernel.dispatcher import COMPACT_STEP, Kernel
 from llmasos_edge.kernel.syscalls import Syscalls
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.trace import TraceEvent
-from llmasos_edge.kernel.units import Milliseconds, ModelId, Priority, TaskId
+from llmasos_edge.kernel.units import ClientId, Milliseconds, ModelId, Priority, SessionId, TaskId
+from llmasos_edge.services.journal import SessionRow
 from llmasos_edge.services.security import Caller
 
 Json = dict[str, object]
@@ -71,6 +73,7 @@ class Calls:
     door: Door
     models: Models
     apps: Apps
+    sessions: Sessions
     about: Node
     clock_ms: Callable[[], Milliseconds]
     slow: Callable[[Callable[[], object], Done, Failed], None]
@@ -111,6 +114,11 @@ class Renice(msgspec.Struct, forbid_unknown_fields=True):
 
 class OfModel(msgspec.Struct, forbid_unknown_fields=True):
     model: str
+
+
+class OfSession(msgspec.Struct, forbid_unknown_fields=True):
+    session: str
+    client: str | None = None
 
 
 class AddModel(msgspec.Struct, forbid_unknown_fields=True):
@@ -256,6 +264,60 @@ def _mem(context: Context, _: Nothing) -> None:
     context.done(views.memory(context.calls.kernel, context.calls.about.measured()))
 
 
+def _compact(context: Context, _: Nothing) -> None:
+    """Step by step: in between the kernel does what else there is to do."""
+    swapper = context.calls.kernel.swapper
+    before, moved = views.arena(swapper.arena), 0
+
+    def step(_: object) -> None:
+        nonlocal moved
+        if count := swapper.compact(COMPACT_STEP):
+            moved += count
+            context.calls.slow(lambda: None, step, context.failed)
+        else:
+            context.done({"moved": moved, "before": before, "after": views.arena(swapper.arena)})
+
+    step(None)
+
+
+def _sessions(context: Context, _: Nothing) -> None:
+    states = context.calls.sessions.states()
+    context.later(lambda: context.calls.sessions.listing(states))
+
+
+def _session_show(context: Context, args: OfSession) -> None:
+    sessions = context.calls.sessions
+    states = sessions.states()
+
+    def work() -> Json:
+        row = sessions.find(args.session, args.client)
+        return sessions.detail(row, states.get((ClientId(row.client), SessionId(row.name)), []))
+
+    context.later(work)
+
+
+def _of_session(act: Callable[[Context, SessionRow], None], context: Context, args: OfSession) -> None:
+    """Look it up on the disk, then act on the kernel's thread."""
+
+    def found(row: SessionRow) -> None:
+        try:
+            act(context, row)
+        except LLMasOSError as error:
+            context.failed(error)
+
+    context.calls.slow(lambda: context.calls.sessions.find(args.session, args.client), found, context.failed)
+
+
+def _session_park(context: Context, row: SessionRow) -> None:
+    states = context.calls.sessions.park(row)
+    context.done({"client": row.client, "session": row.name, "states": states})
+
+
+def _session_remove(context: Context, row: SessionRow) -> None:
+    answer = {"client": row.client, "session": row.name, "state": "removed"}
+    context.calls.sessions.remove(row, lambda: context.done(answer))
+
+
 def _apps(context: Context, _: Nothing) -> None:
     context.done(context.calls.apps.listing())
 
@@ -291,6 +353,11 @@ CALLS: Final[Mapping[str, tuple[Any, Handler]]] = {
     "model.pin": (OfModel, partial(_pin, True)),
     "model.unpin": (OfModel, partial(_pin, False)),
     "mem": (Nothing, _mem),
+    "mem.compact": (Nothing, _compact),
+    "sessions": (Nothing, _sessions),
+    "session.show": (OfSession, _session_show),
+    "session.park": (OfSession, partial(_of_session, _session_park)),
+    "session.rm": (OfSession, partial(_of_session, _session_remove)),
     "apps": (Nothing, _apps),
     "app.show": (OfApp, _app_show),
     "config.show": (Nothing, _config),

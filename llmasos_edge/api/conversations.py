@@ -41,6 +41,11 @@ class Conversations:
             if not self._unwritten[key]:
                 del self._unwritten[key]
 
+    def forget(self, client: str, session: str) -> None:
+        """It is removed: what comes under its name is a new one."""
+        with self._lock:
+            self._turns.pop((client, session), None)
+
     def _load(self, key: Key) -> list[Message]:
         if key not in self._turns:
             self._turns[key] = [Message(str(turn["role"]), str(turn["content"])) for turn in self._read(*key)]

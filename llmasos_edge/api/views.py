@@ -5,7 +5,9 @@ from typing import Final
 
 from llmasos_edge.ipc.messages import class_name
 from llmasos_edge.kernel.dispatcher import Kernel
+from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.processor import Processor
+from llmasos_edge.kernel.swapper import Swapper
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Milliseconds
 
@@ -50,7 +52,7 @@ def task_detail(task: Task, now: Milliseconds, position: int, eta_ms: int) -> Js
         "max_tokens": task.submission.max_tokens,
         "preemptions": task.preemptions,
         "attempt": task.attempt,
-        "parked_bytes": task.parked.size if task.parked else 0,
+        "saved_bytes": task.kv.bytes if task.kv else 0,
         "text": "".join(task.text),
     }
 
@@ -80,8 +82,7 @@ def model_row(processor: Processor, now: Milliseconds) -> Json:
 
 def memory(kernel: Kernel, measured: Mapping[str, int]) -> Json:
     """The shape of `mem`."""
-    ledger, arena = kernel.loader.ledger, kernel.arena.statistics()
-    tasks = [task for task in kernel.table.live() if task.submission.session is not None]
+    ledger = kernel.loader.ledger
     models = [
         {
             "id": each.model,
@@ -96,23 +97,38 @@ def memory(kernel: Kernel, measured: Mapping[str, int]) -> Json:
         "charged": ledger.charged,
         "measured": sum(measured.values()),
         "regions": [_region(region.name, region.kind, region.bytes, measured) for region in ledger.regions()],
-        "arena": {
-            "size": arena.size,
-            "used": arena.used,
-            "extents": arena.extents,
-            "holes": arena.holes,
-            "largest_hole": arena.largest_hole,
-            "fragmentation": round(arena.fragmentation, 4),
-            "fit": kernel.arena.fit,
-        },
-        "swap": {"size": 0, "used": 0},
+        "arena": arena(kernel.swapper.arena),
+        "swap": swap(kernel.swapper),
         "models": models,
-        "sessions": {
-            "resident": sum(task.sequence is not None for task in tasks),
-            "parked": sum(task.parked is not None for task in tasks),
-            "swapped": 0,
-            "dropped": sum(task.sequence is None and task.parked is None for task in tasks),
-        },
+        "sessions": {residency.value: count for residency, count in kernel.swapper.census().items()},
+    }
+
+
+def arena(of: Arena) -> Json:
+    found = of.statistics()
+    return {
+        "size": found.size,
+        "used": found.used,
+        "extents": found.extents,
+        "holes": found.holes,
+        "largest_hole": found.largest_hole,
+        "fragmentation": round(found.fragmentation, 4),
+        "fit": of.fit,
+    }
+
+
+def swap(swapper: Swapper) -> Json:
+    """As the arena, and what the disk has done since the start."""
+    if swapper.swap is None or swapper.device is None:
+        return {"size": 0, "used": 0}
+    done = swapper.device.statistics()
+    rate = done.read_bytes_per_ms
+    return arena(swapper.swap) | {
+        "writes": done.writes,
+        "written": done.written,
+        "reads": done.reads,
+        "read": done.read,
+        "read_bytes_per_s": None if rate is None else int(rate * 1000),
     }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from llmasos_edge.cli import render
-from llmasos_edge.cli.memory import memory
+from llmasos_edge.cli.memory import compacted, memory
 from llmasos_edge.cli.node import call, connect, examples, json_option, put, put_json
 
 
@@ -19,14 +19,26 @@ def status(as_json: bool) -> None:
     put(call("status"), as_json, _say_status)
 
 
-@click.command(epilog=examples("llmasos mem"))
+@click.group(invoke_without_command=True, epilog=examples("llmasos mem", "llmasos mem compact"))
 @json_option
-def mem(as_json: bool) -> None:
+@click.pass_context
+def mem(context: click.Context, as_json: bool) -> None:
     """Show the memory budget.
 
     What is charged to it, by whom, and what the system measures.
     """
-    put(call("mem"), as_json, memory)
+    if context.invoked_subcommand is None:
+        put(call("mem"), as_json, memory)
+
+
+@mem.command(epilog=examples("llmasos mem compact"))
+@json_option
+def compact(as_json: bool) -> None:
+    """Move saved sessions together in the arena, so that its holes become one.
+
+    The node does so by itself when it is idle.
+    """
+    put(call("mem.compact"), as_json, compacted)
 
 
 @click.command(epilog=examples("llmasos dmesg", "llmasos dmesg -f"))

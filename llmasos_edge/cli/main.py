@@ -29,6 +29,8 @@ COMMANDS = {
     "models": "models:models",
     "model": "models:model",
     "mem": "machine:mem",
+    "sessions": "sessions:sessions",
+    "session": "sessions:session",
     "apps": "apps:apps",
     "app": "apps:app",
     "status": "machine:status",

@@ -49,6 +49,13 @@ def memory(shape: dict[str, Any]) -> None:
     click.echo(f"\n{used} used   {spare} charged, not used   {beyond} used beyond the charge")
 
 
+def compacted(shape: dict[str, Any]) -> None:
+    """What `mem compact` has done."""
+    before, after = shape["before"], shape["after"]
+    click.echo(f"moved {size(shape['moved'])}: {before['holes']} holes, the largest {size(before['largest_hole'])}")
+    click.echo(f"now {after['holes']}, the largest {size(after['largest_hole'])}")
+
+
 def _charges(title: str, name: str, kind: str, rows: list[Row], budget: int) -> None:
     table(
         [

@@ -8,12 +8,13 @@ from typing import Final
 from llmasos_edge.config.node import ModelConfig
 from llmasos_edge.engine.gguf import GgufHeader, read_header
 from llmasos_edge.engine.host import Deliver, WorkerHost
-from llmasos_edge.engine.protocol import Load, Program
+from llmasos_edge.engine.protocol import LLAMA_CPP, Load, Program
 from llmasos_edge.errors import EngineFailed, LLMasOSError
 from llmasos_edge.kernel.hal import Engine, Limits
 from llmasos_edge.kernel.memory.budget import Region
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, Tokens
+from llmasos_edge.services.arena_memory import ArenaMemory
 from llmasos_edge.services.cgroup import Cgroups
 from llmasos_edge.services.store import ModelStore
 
@@ -41,7 +42,7 @@ class Hardware:
         models: Mapping[str, ModelConfig],
         store: ModelStore,
         room: Bytes,
-        arena: Bytes,
+        memory: ArenaMemory,
         cores: int,
         programs: Callable[[Task], Program],
         deliver: Deliver,
@@ -50,7 +51,7 @@ class Hardware:
         self.cores = cores
         self._store = store
         self.configure(models, room)
-        self._arena, self._programs, self._deliver = arena, programs, deliver
+        self._memory, self._programs, self._deliver = memory, programs, deliver
         self._cgroups = cgroups
         self._headers: dict[str, GgufHeader] = {}  # by sha256
         self.workers: dict[ModelId, WorkerHost] = {}
@@ -82,6 +83,10 @@ class Hardware:
             regions += (Region(f"{model}.scratch", "kv", kv),)
         return regions
 
+    def fingerprint(self, model: ModelId) -> str:
+        stored = self._store.find(model)
+        return f"{stored.sha256 if stored else ''} {self._config(model).kv} llama-cpp-python {LLAMA_CPP}"
+
     def load_timeout(self, model: ModelId) -> Milliseconds:
         header = self._header(model)
         size = header.file_size if header else 0
@@ -106,7 +111,7 @@ class Hardware:
         )
         try:
             confine = partial(self._confine, model)
-            worker = WorkerHost(load, self._arena, self._programs, self._deliver, confine=confine)
+            worker = WorkerHost(load, self._memory.fd(model), self._programs, self._deliver, confine=confine)
         except OSError as error:
             raise EngineFailed(f"no worker can be started for {model}: {error.strerror}") from error
         self.workers[model] = worker
@@ -115,7 +120,7 @@ class Hardware:
     def _confine(self, model: ModelId, pid: int) -> Callable[[], None]:
         """A memory limit of its own: what the ledger charges for it, the arena, which it may fill, and a margin."""
         charge = sum(region.bytes for region in self.footprint(model))
-        return self._cgroups.add(model, pid, charge + self._arena + LIMIT_MARGIN_BYTES)
+        return self._cgroups.add(model, pid, charge + self._memory.size + LIMIT_MARGIN_BYTES)
 
     def _config(self, model: str) -> ModelConfig:
         return self._models.get(model) or ModelConfig(model)

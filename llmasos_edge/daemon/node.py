@@ -17,6 +17,7 @@ from llmasos_edge.api.calls import Calls, Json
 from llmasos_edge.api.control_server import ControlCalls
 from llmasos_edge.api.door import Clocks, Door
 from llmasos_edge.api.requests import Accepting
+from llmasos_edge.api.sessions import Sessions
 from llmasos_edge.api.views import model_state
 from llmasos_edge.config.load import load_node
 from llmasos_edge.config.node import NodeConfig, effective
@@ -35,9 +36,11 @@ from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.dispatcher import Dispatcher, Kernel
 from llmasos_edge.kernel.loader import Loader
 from llmasos_edge.kernel.memory.arena import Arena
+from llmasos_edge.kernel.memory.backing import SwapEvent
 from llmasos_edge.kernel.memory.budget import Ledger, Region
 from llmasos_edge.kernel.memory.replacement import REPLACEMENTS
 from llmasos_edge.kernel.scheduling.policies import POLICIES
+from llmasos_edge.kernel.swapper import Stores, Swapper
 from llmasos_edge.kernel.syscalls import Syscalls
 from llmasos_edge.kernel.task import Outcome
 from llmasos_edge.kernel.task_table import TaskTable
@@ -45,15 +48,18 @@ from llmasos_edge.kernel.trace import Trace
 from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId
 from llmasos_edge.resources import resource
 from llmasos_edge.services import cgroup, monitor
+from llmasos_edge.services.arena_memory import ArenaMemory
 from llmasos_edge.services.journal import Journal
 from llmasos_edge.services.security import OPERATOR, Security
 from llmasos_edge.services.store import ModelStore
+from llmasos_edge.services.swapfile import SwapFile
 from llmasos_edge.services.watchdog import service_manager, watchdog_interval_s
 
 log = logging.getLogger(__name__)
 RETRY_MS: Final = 2_000
 PULL_AGAIN_MS: Final = 60_000
 METRICS_EVERY_MS: Final = 30_000
+FLUSH_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +103,7 @@ class Node:
         self.models = NodeModels(store, [model.name for model in config.models])
         self.apps = NodeApps(config, self.loop.post, self._event)
         self._errands = Errands(self.loop.post)
+        self._swap: SwapFile | None = None
         self._build(store)
         self.link = Link(self)
         self._steps: list[Callable[[], None]] = []
@@ -114,6 +121,7 @@ class Node:
         fixed = (Region("daemon", "daemon", Bytes(DAEMON_BYTES)), Region("arena", "arena", config.memory.arena))
         if not ledger.charge(*fixed):
             raise ConfigError(f"memory.budget: {budget >> 20} MiB is less than the daemon and the arena take: raise it")
+        self._memory = ArenaMemory(config.memory.arena)
         cores = monitor.cores()
         accepting = Accepting(config.models[0].name, self.apps.expand)
         clocks = Clocks(monotonic_ms, lambda: time.time_ns() // 1_000_000)
@@ -122,7 +130,7 @@ class Node:
             models=settings.models(config),
             store=store,
             room=settings.room(config),
-            arena=config.memory.arena,
+            memory=self._memory,
             cores=cores,
             programs=self.door.program,
             deliver=self._deliver,
@@ -131,7 +139,7 @@ class Node:
         self.kernel = Kernel(
             table=TaskTable(self.boot),
             scheduler=POLICIES[config.scheduler.policy](),
-            arena=Arena(config.memory.arena, config.memory.fit),
+            swapper=self._swapper(),
             loader=Loader(self.hardware, ledger, self.trace, REPLACEMENTS[config.memory.replacement]),
             trace=self.trace,
             targets=settings.targets(config.scheduler),
@@ -141,6 +149,36 @@ class Node:
         self.syscalls = Syscalls(self.dispatcher)
         self.door.open(self.syscalls, self.trace)
         self._connect()
+
+    def _swapper(self) -> Swapper:
+        """Where sessions' state may lie; with a swap file, what an earlier run left in it. Raises StoreError."""
+        config, swap, device = self.config.memory, None, None
+        if config.swap is not None:
+            report = partial(self.trace.record, Milliseconds(0))
+            device = SwapFile(config.swap.path, config.swap.size, self._memory, self._moved, report=lambda kind, details: report(kind, **details))
+            swap = Arena(config.swap.size, config.fit)
+            self._swap = device
+        stores = Stores(Arena(config.arena, config.fit), self._memory, swap, device, self.config.sessions.quota)
+        swapper = Swapper(stores, self.trace)
+        if device is not None:
+            swapper.adopt(device.load())
+        return swapper
+
+    def _moved(self, event: SwapEvent) -> None:
+        """From the swap file's thread."""
+        self.loop.post(lambda: self.dispatcher.swapped(event))
+
+    def _start_swap(self) -> None:
+        if self._swap is not None:
+            self._swap.start()
+
+    def _stop_swap(self) -> None:
+        """What is queued is still written, if the disk is not too slow for that."""
+        if self._swap is not None:
+            if not self._swap.flush(FLUSH_S):
+                log.warning("the swap file's disk is slow: some sessions' state is not saved, and will be computed again")
+            self._swap.stop()
+        self._memory.close()
 
     def _connect(self) -> None:
         """What callers reach: the calls, the control socket's and the apps' side of the door."""
@@ -152,6 +190,7 @@ class Node:
             door=self.door,
             models=self.models,
             apps=self.apps,
+            sessions=Sessions(self.journal, self.door.conversations, self.kernel.swapper, self.dispatcher.turns),
             about=self,
             clock_ms=monotonic_ms,
             slow=self._errands.run,
@@ -172,6 +211,7 @@ class Node:
         server = ControlServer(runtime / "control.sock", self._control.handle)
         for up, down in (
             (self.journal.start, self.journal.stop),
+            (self._start_swap, self._stop_swap),
             (self._start_loop, self.loop.stop),
             (server.start, server.stop),
             (self.link.start_broker, self.link.stop_broker),
@@ -179,9 +219,8 @@ class Node:
         ):
             up()
             self._steps.append(down)
-        for key, value in (("http", self.config.http), ("memory.swap", self.config.memory.swap)):
-            if value is not None:
-                log.warning("%s: this version does not serve it yet", key)
+        if self.config.http is not None:
+            log.warning("http: this version does not serve it yet")
         log.info(
             "node %s/%s, boot %d: control socket %s",
             self.config.site,
@@ -302,25 +341,16 @@ class Node:
 
     def _handle(self, model: ModelId, message: Answer | Command) -> None:
         now = monotonic_ms()
-        match message:
-            case hal.Report():
-                self.tokens += message.decoded
-                self.dispatcher.report(model, message, now)
-            case (
-                hal.Loading()
-                | hal.Loaded()
-                | hal.Died()
-                | hal.Prepared()
-                | hal.Refused()
-                | hal.Parked()
-                | hal.Finished()
-            ):
-                self.dispatcher.handle(message, now)
-                if isinstance(message, hal.Loaded):
-                    _check_sandbox(message)
-                    self._check_ready()
-            case _:
-                log.error("worker of %s sent a %s", model, type(message).__name__)
+        if isinstance(message, hal.Report):
+            self.tokens += message.decoded
+            self.dispatcher.report(model, message, now)
+        elif isinstance(message, hal.Event):
+            self.dispatcher.handle(message, now)
+            if isinstance(message, hal.Loaded):
+                _check_sandbox(message)
+                self._check_ready()
+        else:
+            log.error("worker of %s sent a %s", model, type(message).__name__)
 
     def _event(self, kind: str, details: dict[str, object]) -> None:
         self.loop.post(lambda: self.trace.record(monotonic_ms(), kind, **details))

@@ -60,7 +60,7 @@ class Dispatcher:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel: Final = kernel
-        self._turns = Turns()
+        self.turns: Final = Turns()
         self._seats = Seats(kernel.table, kernel.swapper, kernel.trace)
         self._leases = Leases(kernel.loader, kernel.trace)
         self._lengths = Lengths()
@@ -76,8 +76,8 @@ class Dispatcher:
             heappush(self._deadlines, (task.deadline_at, task.id))
         task.predicted = self._lengths.predict(task.submission)
         self.processor(task.model).live += 1
-        self._turns.enter(task)
-        if self._turns.is_first(task):
+        self.turns.enter(task)
+        if self.turns.is_first(task):
             self.prepare(task, now)
         else:
             task.move(State.BLOCKED, now, "session")
@@ -116,7 +116,7 @@ class Dispatcher:
         error = outcome.error
         self.kernel.trace.record(now, "task.ended", task=task.id, outcome=error.code if error else "ok")
         self.kernel.userland.ended(task)
-        following = self._turns.leave(task)
+        following = self.turns.leave(task)
         if following is not None and following.state is State.BLOCKED:
             self.prepare(following, now)
 
@@ -141,7 +141,7 @@ class Dispatcher:
         task.move(State.SUSPENDED, now)
 
     def resume(self, task: Task, now: Milliseconds) -> None:
-        if not self._turns.is_first(task):
+        if not self.turns.is_first(task):
             task.move(State.BLOCKED, now, "session")
         elif task.prepared:
             task.move(State.READY, now)

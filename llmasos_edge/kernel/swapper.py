@@ -61,7 +61,8 @@ class Swapper:
     def __init__(self, stores: Stores, trace: Trace) -> None:
         self.arena: Final = stores.arena
         self.swap: Final = stores.swap
-        self._memory, self._device, self._quota = stores.memory, stores.device, stores.quota
+        self.device: Final = stores.device
+        self._memory, self._quota = stores.memory, stores.quota
         self._trace = trace
         self._sessions: dict[tuple[Session, ModelId], KvState] = {}  # the least recently used first
         self._own: dict[KvState, None] = {}  # of tasks without a session
@@ -201,7 +202,7 @@ class Swapper:
         missing = state.missing
         if state.arriving:
             return True
-        if self._device is None or not missing:
+        if self.device is None or not missing:
             return False
         tokens = state.end - missing[0].start
         if sum(each.size for each in missing) / self._read_rate() > tokens * recompute_ms:
@@ -213,7 +214,7 @@ class Swapper:
             segment.extent = extent
             self._hold(segment, state)
             state.arriving += 1
-            self._device.read(segment.id, state.model, segment.swapped, extent, segment.size)
+            self.device.read(segment.id, state.model, segment.swapped, extent, segment.size)
         return state.arriving > 0
 
     def swap_event(self, event: SwapEvent) -> KvState | None:
@@ -240,11 +241,11 @@ class Swapper:
 
     def _read_rate(self) -> float:
         """Bytes a millisecond."""
-        return (self._device and self._device.statistics().read_bytes_per_ms) or READ_RATE
+        return (self.device and self.device.statistics().read_bytes_per_ms) or READ_RATE
 
     def _write_ahead(self, state: KvState) -> None:
         """Queue what is only in the arena to be written."""
-        if self._device is None or state.session is None:
+        if self.device is None or state.session is None:
             return
         for segment in state.segments:
             if segment.dirty and segment.holds == 0 and segment.extent is not None:
@@ -252,7 +253,7 @@ class Swapper:
                 if segment.target is None:
                     return
                 self._hold(segment, state)
-                self._device.write(self._record(state, segment), segment.extent, segment.target)
+                self.device.write(self._record(state, segment), segment.extent, segment.target)
 
     def _record(self, state: KvState, segment: Segment) -> Record:
         if state.session is None:
@@ -419,8 +420,8 @@ class Swapper:
         if segment.extent is not None:
             self._free_extent(segment, state)
         self._free_target(segment)
-        if segment.swapped is not None and self.swap is not None and self._device is not None:
-            self._device.forget([segment.id])
+        if segment.swapped is not None and self.swap is not None and self.device is not None:
+            self.device.forget([segment.id])
             self.swap.free(segment.swapped)
             segment.swapped = None
 

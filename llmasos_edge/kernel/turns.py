@@ -3,10 +3,8 @@
 from collections import deque
 from typing import Final
 
+from llmasos_edge.kernel.memory.kv_state import Session
 from llmasos_edge.kernel.task import Task
-from llmasos_edge.kernel.units import ClientId, SessionId
-
-Session = tuple[ClientId, SessionId]
 
 
 class Turns:
@@ -23,6 +21,10 @@ class Turns:
     def is_first(self, task: Task) -> bool:
         session = _session(task)
         return session is None or self._lines[session][0] is task
+
+    def waiting(self, session: Session) -> int:
+        """How many tasks it has."""
+        return len(self._lines.get(session, ()))
 
     def leave(self, task: Task) -> Task | None:
         """The task has ended; the one whose turn has come by that."""

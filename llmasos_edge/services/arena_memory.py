@@ -25,7 +25,7 @@ class ArenaMemory:
     """Calls from any thread; ranges of different extents do not disturb each other."""
 
     def __init__(self, size: Bytes) -> None:
-        self._size = size
+        self.size: Final = size
         self._files: dict[ModelId, int] = {}
         self._lock = threading.Lock()  # of _files
 
@@ -37,7 +37,7 @@ class ArenaMemory:
         with self._lock:
             if model not in self._files:
                 memfd = os.memfd_create(f"llmasos-{model}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-                os.ftruncate(memfd, CONTROL_PAGE + self._size)
+                os.ftruncate(memfd, CONTROL_PAGE + self.size)
                 fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, SEALS)
                 self._files[model] = memfd
             return self._files[model]
@@ -77,5 +77,5 @@ class ArenaMemory:
                 os.close(self._files.popitem()[1])
 
     def _check(self, extent: Extent) -> None:
-        if not 0 <= extent.offset < extent.end <= self._size:
-            raise Panic(f"ArenaMemory: {extent} in an arena of {self._size} bytes")
+        if not 0 <= extent.offset < extent.end <= self.size:
+            raise Panic(f"ArenaMemory: {extent} in an arena of {self.size} bytes")

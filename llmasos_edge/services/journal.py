@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmasos_edge.errors import LLMasOSError, QueueFull, StoreError
-from llmasos_edge.services.journal_file import Entry, Finished, JournalFile, Key, TurnMessage
+from llmasos_edge.services.journal_file import Entry, Finished, JournalFile, Key, SessionRow, TurnMessage
 
-__all__ = ["Entry", "Finished", "Journal", "Known", "Turns"]
+__all__ = ["Entry", "Finished", "Journal", "Known", "SessionRow", "Turns"]
 
 REMEMBER_MS = 10 * 60_000  # a reply, after it was given, in running time
 SWEEP_S = 60
@@ -173,6 +173,10 @@ class Journal:
                     self._sessions.popitem(last=False)
         return messages
 
+    def sessions(self) -> list[SessionRow]:
+        """All sessions that have been committed, the one touched last first. Reads the disk."""
+        return self._file.sessions(self.running_ms())
+
     # --- writes
 
     def accept(self, entry: Entry, then: Then) -> Known | None:
@@ -237,6 +241,17 @@ class Journal:
         key = client, request_id
         self._index.pop(key, None)
         self._queue.put(_Write(lambda: self._file.forget(key), then, must=True))
+
+    def forget_session(self, client: str, session: str, then: Then) -> None:
+        """Remove a session and what was said in it. Retried until the disk takes it."""
+        key = client, session
+
+        def committed() -> None:
+            with self._lock:
+                self._commits += 1
+                self._sessions.pop(key, None)
+
+        self._queue.put(_Write(lambda: self._file.forget_session(key), then, committed, must=True))
 
     def barrier(self, then: Then) -> None:
         """`then` is called once all that was written before is on the disk."""

@@ -77,6 +77,16 @@ class Finished:
     reply: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A session: how many messages it has, and for how many milliseconds of running time nothing was said in it."""
+
+    client: str
+    name: str
+    messages: int
+    idle_ms: int
+
+
 class JournalFile:
     """The one connection that writes. Its methods raise sqlite3.Error, and belong inside `transaction`."""
 
@@ -155,6 +165,19 @@ class JournalFile:
             )
             return [msgspec.json.decode(row[0], type=TurnMessage) for row in rows]
 
+    def sessions(self, running_ms: int) -> list[SessionRow]:
+        """All sessions, the one touched last first."""
+        with self.read() as connection:
+            rows = connection.execute(
+                "SELECT client, name, messages, ? - touched_run_ms FROM session ORDER BY touched_run_ms DESC", (running_ms,)
+            )
+            return [SessionRow(*row) for row in rows]
+
+    def forget_session(self, session: Key) -> None:
+        """Remove a session and its messages."""
+        self._connection.execute("DELETE FROM turn WHERE client = ? AND session = ?", session)
+        self._connection.execute("DELETE FROM session WHERE client = ? AND name = ?", session)
+
     def accept(self, entry: Entry) -> None:
         """Add a request."""
         self._connection.execute(ACCEPT, astuple(entry))
@@ -205,6 +228,5 @@ class JournalFile:
         run("DELETE FROM entry WHERE delivered AND finished_run_ms <= ?", old)
         idle = run("SELECT client, name FROM session WHERE touched_run_ms <= ?", (running_ms - keep_ms,)).fetchall()
         for session in idle:
-            run("DELETE FROM turn WHERE client = ? AND session = ?", session)
-            run("DELETE FROM session WHERE client = ? AND name = ?", session)
+            self.forget_session(session)
         return requests, idle

@@ -10,6 +10,7 @@ from llmasos_edge.config.node import ModelConfig
 from llmasos_edge.daemon.machine import LIMIT_MARGIN_BYTES, Hardware
 from llmasos_edge.engine.host import WorkerHost
 from llmasos_edge.kernel.units import Bytes, ModelId
+from llmasos_edge.services.arena_memory import ArenaMemory
 from llmasos_edge.services.cgroup import Cgroups
 from llmasos_edge.services.store import ModelStore
 
@@ -28,7 +29,7 @@ def hardware(tmp_path: Path) -> Iterator[Hardware]:
         models={MODEL: ModelConfig(MODEL, context=512, sequences=4)},
         store=store,
         room=ROOM,
-        arena=ARENA,
+        memory=ArenaMemory(ARENA),
         cores=1,
         programs=lambda _task: pytest.fail("no task"),
         deliver=lambda *_: None,
