@@ -18,6 +18,9 @@ class Extent:
     def end(self) -> int:
         return self.offset + self.size
 
+    def overlaps(self, other: "Extent") -> bool:
+        return self.offset < other.end and other.offset < self.end
+
 
 Hole = Extent
 
@@ -31,7 +34,7 @@ class Move:
 
     @property
     def overlaps(self) -> bool:
-        return self.source.offset < self.target.end and self.target.offset < self.source.end
+        return self.source.overlaps(self.target)
 
     @property
     def claimed(self) -> Extent:
