@@ -71,6 +71,7 @@ class SwapFile:
         self._repairs: list[Callable[[], object]] = []  # of rows that a failed commit may have left behind
         self._statistics = SwapStatistics(0, Bytes(0), 0, Bytes(0), Bytes(0), None)
         self._faded = 0.0, 0.0  # bytes that were read, and in how many milliseconds
+        self._trouble = ""  # is logged once, until a write succeeds
         with contextlib.ExitStack() as undo:
             self._disk = disk(path / "segments")
             undo.callback(self._disk.close)
@@ -174,6 +175,8 @@ class SwapFile:
 
         if why := self._attempt(commit) if copied else "":
             self._repairs.append(lambda: self._index.forget(segments))
+        elif copied:
+            self._trouble = ""
         for write in copied:
             self._disk.drop_cache(write.target)
             self._count(writes=0 if why else 1, written=0 if why else write.record.size)
@@ -256,8 +259,10 @@ class SwapFile:
         try:
             action()
         except Exception as error:
-            expected = isinstance(error, OSError | sqlite3.Error | StoreError)
-            log.error("the swap file: %s", error, exc_info=not expected)
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                expected = isinstance(error, OSError | sqlite3.Error | StoreError)
+                log.error("the swap file: %s", error, exc_info=not expected)
             return str(error)
         return ""
 
