@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from llmasos_edge.errors import StoreError
+from llmasos_edge.errors import Panic, StoreError
 from llmasos_edge.kernel.memory.backing import (
     Moved,
     MoveFailed,
@@ -117,6 +117,8 @@ class SwapFile:
         self._queue.put(MoveParked(segment, model, move))
 
     def move_stored(self, segment: SegmentId, move: Move) -> None:
+        if move.overlaps:
+            raise Panic(f"SwapFile.move_stored: a power cut would tear {move}")
         self._queue.put(MoveStored(segment, move))
 
     def statistics(self) -> SwapStatistics:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmasos_edge.errors import StoreError
+from llmasos_edge.errors import Panic, StoreError
 from llmasos_edge.kernel.memory.backing import (
     Moved,
     MoveFailed,
@@ -221,6 +221,13 @@ def test_a_segment_moves_inside_the_swap_file(rig: SwapRig) -> None:
     swap = rig.open()
     assert swap.load() == [StoredSegment(record(1, 5 * PAGE), pages(0, 5))]
     assert damaged(rig.folder, swap.load()) == []
+
+
+def test_a_move_inside_the_swap_file_must_not_overlap(rig: SwapRig) -> None:
+    """A power cut in the middle would leave neither the old bytes nor the new ones."""
+    swap = rig.open()
+    with pytest.raises(Panic, match="tear"):
+        swap.move_stored(SegmentId(1), Move(pages(20, 5), pages(18, 5)))
 
 
 def test_what_is_not_there_does_not_move(rig: SwapRig) -> None:
