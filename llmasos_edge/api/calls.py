@@ -275,7 +275,8 @@ def _compact(context: Context, _: Nothing) -> None:
             moved += count
             context.calls.slow(lambda: None, step, context.failed)
         else:
-            context.done({"moved": moved, "before": before, "after": views.arena(swapper.arena)})
+            after = views.arena(swapper.arena)
+            context.done({"moved": moved, "before": before, "after": after, "swap_moving": swapper.compact_swap()})
 
     step(None)
 

@@ -53,7 +53,9 @@ class Sessions:
 
     def detail(self, row: SessionRow, states: Sequence[Json]) -> Json:
         """What was said, and where its KV state lies."""
-        turns = [{"role": turn.role, "content": turn.content} for turn in self.conversations.turns(row.client, row.name)]
+        turns = [
+            {"role": turn.role, "content": turn.content} for turn in self.conversations.turns(row.client, row.name)
+        ]
         return {
             "client": row.client,
             "session": row.name,

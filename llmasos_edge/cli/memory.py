@@ -54,6 +54,8 @@ def compacted(shape: dict[str, Any]) -> None:
     before, after = shape["before"], shape["after"]
     click.echo(f"moved {size(shape['moved'])}: {before['holes']} holes, the largest {size(before['largest_hole'])}")
     click.echo(f"now {after['holes']}, the largest {size(after['largest_hole'])}")
+    if shape["swap_moving"]:
+        click.echo(f"the swap file follows: {size(shape['swap_moving'])} are being moved")
 
 
 def _charges(title: str, name: str, kind: str, rows: list[Row], budget: int) -> None:

@@ -154,15 +154,19 @@ class Node:
         """Where sessions' state may lie; with a swap file, what an earlier run left in it. Raises StoreError."""
         config, swap, device = self.config.memory, None, None
         if config.swap is not None:
-            report = partial(self.trace.record, Milliseconds(0))
-            device = SwapFile(config.swap.path, config.swap.size, self._memory, self._moved, report=lambda kind, details: report(kind, **details))
-            swap = Arena(config.swap.size, config.fit)
-            self._swap = device
+            path, size = config.swap.path, config.swap.size
+            device = self._swap = SwapFile(path, size, self._memory, self._moved, report=self._boot_event)
+            swap = Arena(size, config.fit)
         stores = Stores(Arena(config.arena, config.fit), self._memory, swap, device, self.config.sessions.quota)
         swapper = Swapper(stores, self.trace)
         if device is not None:
             swapper.adopt(device.load())
         return swapper
+
+    def _boot_event(self, kind: str, details: dict[str, object]) -> None:
+        """Before the kernel's thread runs."""
+        log.warning("%s: %s", kind, details)
+        self.trace.record(monotonic_ms(), kind, **details)
 
     def _moved(self, event: SwapEvent) -> None:
         """From the swap file's thread."""
@@ -176,7 +180,7 @@ class Node:
         """What is queued is still written, if the disk is not too slow for that."""
         if self._swap is not None:
             if not self._swap.flush(FLUSH_S):
-                log.warning("the swap file's disk is slow: some sessions' state is not saved, and will be computed again")
+                log.warning("the swap file's disk is too slow: some sessions will be computed again")
             self._swap.stop()
         self._memory.close()
 

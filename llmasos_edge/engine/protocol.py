@@ -15,6 +15,7 @@ from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.units import ModelId, SequenceId, TaskId
 
+LLAMA_CPP: Final = "0.3.36"  # of llama-cpp-python: structures pass by value, so any other version corrupts memory
 FRAME_MAX: Final = 8 << 20
 CONTROL_PAGE: Final = 4096  # bytes before the arena in a model's memfd: byte 0 is the abort byte, byte 1 stays 0
 _LENGTH: Final = struct.Struct(">I")

@@ -12,6 +12,9 @@ from llmasos_edge.kernel.dispatcher import Dispatcher, Kernel
 from llmasos_edge.kernel.loader import Loader
 from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.memory.backing import (
+    Moved,
+    MoveFailed,
+    Place,
     ReadDone,
     ReadFailed,
     Record,
@@ -120,7 +123,7 @@ class SimulatedSwap:
         self.rate = rate
         self.held: dict[SegmentId, StoredSegment] = {}
         self.failing = False  # whatever it is asked for now fails
-        self.read_bytes = self.written_bytes = 0
+        self.read_bytes = self.written_bytes = self.moved_bytes = 0
         self._reads = self._writes = 0
         self._timeline, self._deliver = timeline, deliver
         self._free_at = 0.0
@@ -146,8 +149,19 @@ class SimulatedSwap:
         for segment in segments:
             self.held.pop(segment, None)
 
+    def move_parked(self, segment: SegmentId, model: ModelId, move: Move) -> None:
+        raise Panic("SimulatedSwap.move_parked: nobody asks for that")
+
+    def move_stored(self, segment: SegmentId, move: Move) -> None:
+        if self.failing or segment not in self.held:
+            self._later(0, MoveFailed(Place.SWAP, segment, move, "input/output error"))
+            return
+        self.moved_bytes += move.source.size
+        self.held[segment] = StoredSegment(self.held[segment].record, move.target)
+        self._later(move.source.size, Moved(Place.SWAP, segment, move))
+
     def statistics(self) -> SwapStatistics:
-        counts = (self._writes, Bytes(self.written_bytes), self._reads, Bytes(self.read_bytes))
+        counts = (self._writes, Bytes(self.written_bytes), self._reads, Bytes(self.read_bytes), Bytes(self.moved_bytes))
         return SwapStatistics(*counts, self.rate if self._reads else None)
 
     def _later(self, size: int, event: SwapEvent) -> None:
@@ -209,8 +223,9 @@ class Simulation:
         self.transcript: Final = Transcript()
         self.arena: Final = Arena(size.arena, "best-fit")
         self.device: Final = SimulatedSwap(self.timeline, self._swapped)
-        swapping = (Arena(size.swap, "best-fit"), self.device) if size.swap else (None, None)
-        self.swapper: Final = Swapper(Stores(self.arena, SimulatedMemory(), *swapping, size.quota), self.trace)
+        swap, device = (Arena(size.swap, "best-fit"), self.device) if size.swap else (None, None)
+        stores = Stores(self.arena, SimulatedMemory(), swap, device, size.quota)
+        self.swapper: Final = Swapper(stores, self.trace)
         loader = Loader(self.machine, self.ledger, self.trace, REPLACEMENTS[replacement])
         table = TaskTable(boot=1)
         parts = (table, POLICIES[policy](), self.swapper, loader, self.trace, targets, self.transcript)

@@ -13,6 +13,8 @@ from llmasos_edge.errors import Panic
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.memory.backing import (
+    Moved,
+    MoveFailed,
     ReadDone,
     ReadFailed,
     Record,
@@ -31,6 +33,7 @@ from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId, Se
 
 SAVE_MARGIN: Final = 4096  # bytes of a saved segment beside its tokens and cells
 TOKEN_BYTES: Final = 4
+SWAP_STEP: Final = Bytes(32 << 20)  # bytes of the swap file that are moved at a time
 READ_RATE: Final = 20_000.0  # bytes a millisecond, before any is measured: an SD card's
 
 
@@ -68,6 +71,7 @@ class Swapper:
         self._own: dict[KvState, None] = {}  # of tasks without a session
         self._busy: dict[SegmentId, tuple[KvState, Segment]] = {}  # a command about it is under way
         self._restoring: dict[TaskId, deque[tuple[KvState, tuple[Segment, ...]]]] = {}  # workers read them
+        self._moves: dict[SegmentId, Move] = {}  # under way in the swap file
         self._last = 0
         self._era = 0
 
@@ -229,12 +233,24 @@ class Swapper:
                 self._free_target(segment)
             case ReadDone() | ReadFailed():
                 state.arriving -= 1
+            case Moved() | MoveFailed():
+                self._moved(segment, event)
         self._unhold(segment, state)
+        if isinstance(event, Moved) and not self._moves:
+            self.compact_swap()
         if isinstance(event, ReadFailed):
             self._failed(state, event.why)
             if not segment.dead:
                 self._truncate(state, segment.start)
         return state if isinstance(event, ReadDone | ReadFailed) and state.arriving == 0 else None
+
+    def _moved(self, segment: Segment, event: Moved | MoveFailed) -> None:
+        move = self._moves.pop(segment.id)
+        if self.swap is None:
+            raise Panic(f"Swapper._moved: {event} without a swap file")
+        self.swap.close_move(move, moved=isinstance(event, Moved))
+        if isinstance(event, Moved):
+            segment.swapped = move.target
 
     def _failed(self, state: KvState, why: str) -> None:
         self._trace.record(state.used_at, "swap.failed", **_about(state), why=why)
@@ -376,6 +392,26 @@ class Swapper:
             moved += move.source.size
         return Bytes(moved)
 
+    def compact_swap(self) -> Bytes:
+        """Begin to do the same in the swap file, and go on until its holes are one. How much is being moved."""
+        if self.swap is None or self.device is None or self._moves:
+            return Bytes(0)
+        lying = {
+            each.swapped: (state, each)
+            for state in self.states()
+            for each in state.segments
+            if each.swapped is not None and not each.holds
+        }
+        for move in plan(self.swap, lying.keys(), SWAP_STEP, overlapping=False):
+            if not self.swap.can_move(move) or move.source not in lying:
+                break  # it is for when those before it are done
+            state, segment = lying[move.source]
+            self.swap.open_move(move)
+            self._moves[segment.id] = move
+            self._hold(segment, state)
+            self.device.move_stored(segment.id, move)
+        return Bytes(sum(move.source.size for move in self._moves.values()))
+
     # ---- down
 
     def drop(self, state: KvState) -> None:
@@ -466,7 +502,7 @@ class Swapper:
         if self.swap is not None:
             self.swap.check_invariants()
             swapped = [extent for each in segments.values() for extent in (each.swapped, each.target)]
-            self._check_held(self.swap, swapped)
+            self._check_held(self.swap, [*swapped, *(move.target for move in self._moves.values())])
 
     def _check_held(self, arena: Arena, extents: Iterable[Extent | None]) -> None:
         held = sum(extent.size for extent in extents if extent is not None)

@@ -9,17 +9,19 @@ import pytest
 
 from llmasos_edge.api.door import Arrival, Clocks, Door
 from llmasos_edge.api.requests import Accepting
+from llmasos_edge.api.sessions import Sessions
 from llmasos_edge.api.ticket import Reply
 from llmasos_edge.engine.protocol import Program
+from llmasos_edge.engine.simulation import SimulatedMemory
 from llmasos_edge.ipc.messages import Accepted, Generation, decode_request
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.dispatcher import Dispatcher, Kernel
 from llmasos_edge.kernel.loader import Loader
 from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.memory.budget import Ledger, Region
-from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.scheduling.batch import Targets
 from llmasos_edge.kernel.scheduling.policies import POLICIES
+from llmasos_edge.kernel.swapper import Stores, Swapper
 from llmasos_edge.kernel.syscalls import Syscalls
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.task_table import TaskTable
@@ -52,6 +54,9 @@ class ScriptedEngine:
     def footprint(self, model: ModelId) -> tuple[Region, ...]:
         return (Region(f"{model}.weights", "weights", Bytes(1000)),)
 
+    def fingerprint(self, model: ModelId) -> str:
+        return ""
+
     def load_timeout(self, model: ModelId) -> Milliseconds:
         return Milliseconds(60_000)
 
@@ -65,11 +70,14 @@ class ScriptedEngine:
         self.programs.append(self._program_of(task))
         self._tell(hal.Prepared(task.id, Tokens(5)))
 
-    def switch_in(self, task: TaskId, sequence: SequenceId, extent: Extent | None) -> None:
+    def switch_in(self, task: TaskId, sequence: SequenceId, pieces: tuple[hal.Piece, ...]) -> None:
         self.running.append(task)
 
-    def switch_out(self, task: TaskId, extent: Extent | None) -> None:
+    def switch_out(self, task: TaskId, save: hal.Save | None) -> None:
         self.running.remove(task)
+
+    def resize(self, cells: Tokens) -> None:
+        """Nobody asks for it."""
 
     def grant(self, quantum: hal.Quantum) -> None:
         self._number = quantum.number
@@ -151,10 +159,13 @@ class Desk:
         loader = Loader(self.engine, Ledger(Bytes(1 << 20)), self.trace)
         targets = Targets(Milliseconds(200), Milliseconds(150))
         table, stores = TaskTable(self.journal.boot()), Stores(Arena(Bytes(4096), "first-fit"), SimulatedMemory())
-        self.kernel = Kernel(table, POLICIES["priority"](), Swapper(stores, self.trace), loader, self.trace, targets, self.door)
+        self.kernel = Kernel(
+            table, POLICIES["priority"](), Swapper(stores, self.trace), loader, self.trace, targets, self.door
+        )
         self.dispatcher = Dispatcher(self.kernel)
         self.syscalls = Syscalls(self.dispatcher)
         self.door.open(self.syscalls, self.trace)
+        self.sessions = Sessions(self.journal, self.door.conversations, self.kernel.swapper, self.dispatcher.turns)
 
     def disk(self) -> None:
         """From now on the journal writes."""

@@ -30,6 +30,7 @@ class Line:
             door=desk.door,
             models=absent,
             apps=absent,
+            sessions=desk.sessions,
             about=absent,
             clock_ms=lambda: desk.now,
             slow=lambda work, done, failed: done(work()),

@@ -74,6 +74,7 @@ def server(desk: Desk, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> MqttServe
         door=desk.door,
         models=absent,
         apps=absent,
+        sessions=desk.sessions,
         about=absent,
         clock_ms=lambda: desk.now,
         slow=lambda work, done, failed: done(work()),

@@ -130,6 +130,11 @@ class KernelMachine(RuleBasedStateMachine):
         assert moved <= limit
         assert not moved or self.simulation.arena.statistics().largest_hole > before.largest_hole
 
+    @rule()
+    def compact_swap(self) -> None:
+        self.simulation.swapper.compact_swap()
+        self.simulation.check()
+
     @rule(model=st.sampled_from(NAMES), fingerprint=st.sampled_from("12"))
     def install_another(self, model: ModelId, fingerprint: str) -> None:
         self.simulation.machine.fingerprints[model] = fingerprint
