@@ -83,6 +83,29 @@ MEM = {
     "models": [{"id": "smollm2-135m", "state": "loaded", "charged": 233 * MIB, "measured": 251 * MIB}],
     "sessions": {"resident": 1, "parked": 2, "swapped": 0, "dropped": 0},
 }
+ARENA = {"size": 64 * MIB, "used": 10 * MIB, "holes": 3, "largest_hole": 20 * MIB}
+COMPACTED = {
+    "moved": 5 * MIB,
+    "before": ARENA,
+    "after": ARENA | {"holes": 1, "largest_hole": 54 * MIB},
+    "swap_moving": 7 * MIB,
+}
+SESSION = {
+    "session": "holiday",
+    "client": "phone",
+    "state": "swapped",
+    "model": "smollm2-135m",
+    "messages": 6,
+    "tokens": 512,
+    "bytes": 6 * MIB,
+    "idle_ms": 90_000,
+}
+SESSION_DETAIL = {
+    "session": "holiday",
+    "client": "phone",
+    "states": [{"model": "smollm2-135m", "state": "swapped"}],
+    "turns": [{"role": "user", "content": "hello"}],
+}
 TRACES = [
     {"at": 12, "kind": "boot", "version": "0.1.0"},
     {"at": 4321, "kind": "dispatch", "task": "b7-1", "tokens": 16},
@@ -101,6 +124,11 @@ RESULTS: dict[str, Any] = {
     "models": [MODEL],
     "model.verify": {"id": "smollm2-135m", "state": "verified", "size": 98 * MIB},
     "mem": MEM,
+    "mem.compact": COMPACTED,
+    "sessions": [SESSION],
+    "session.show": SESSION_DETAIL,
+    "session.park": SESSION_DETAIL,
+    "session.rm": {"session": "holiday", "client": "phone", "state": "removed"},
     "apps": [APP],
     "app.show": {"spec": {"class": "critical", "prompt": "Smoke!\nWhat now?"}, "stats": {"runs": 3}},
     "config.show": {"name": "kitchen", "site": "home", "models": [{"name": "smollm2-135m"}]},

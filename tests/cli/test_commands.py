@@ -21,6 +21,11 @@ from tests.cli.scripted_node import MIB, MODEL, RESULTS, STATUS, TRACES, Scripte
         (["show", "t"], "show", {"task": "t"}),
         (["models"], "models", {}),
         (["mem"], "mem", {}),
+        (["mem", "compact"], "mem.compact", {}),
+        (["sessions"], "sessions", {}),
+        (["session", "show", "s"], "session.show", {"session": "s", "client": None}),
+        (["session", "park", "s", "--client", "c"], "session.park", {"session": "s", "client": "c"}),
+        (["session", "rm", "s"], "session.rm", {"session": "s", "client": None}),
         (["apps"], "apps", {}),
         (["app", "show", "a"], "app.show", {"app": "a"}),
         (["config", "show"], "config.show", {}),
@@ -82,6 +87,26 @@ def test_models_sizes(llmasos: Invoke) -> None:
     line = re.sub(" +", " ", llmasos("models").stdout.splitlines()[1])
     assert line.startswith("smollm2-135m loaded 98 MiB 274 MiB 1.5 s ago 3 4096 16 ")
     assert "yes" in line
+
+
+def test_sessions_row(llmasos: Invoke) -> None:
+    """Whose it is, where its state lies, and how much that is."""
+    titles, row = llmasos("sessions").stdout.splitlines()
+    assert titles.split() == ["SESSION", "CLIENT", "STATE", "MODEL", "MESSAGES", "TOKENS", "SAVED", "IDLE"]
+    assert row.split()[:6] == ["holiday", "phone", "swapped", "smollm2-135m", "6", "512"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["session", "park", "holiday"], "holiday: smollm2-135m swapped"),
+        (["session", "rm", "holiday"], "holiday removed"),
+        (["mem", "compact"], "moved 5.0 MiB: 3 holes, the largest 20 MiB"),
+    ],
+)
+def test_what_moves_memory_says_what_it_did(llmasos: Invoke, args: list[str], says: str) -> None:
+    """In a line that a person can read."""
+    assert llmasos(*args).stdout.splitlines()[0] == says
 
 
 def test_a_load_counts_up(llmasos: Invoke, node: ScriptedNode) -> None:

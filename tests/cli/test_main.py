@@ -16,9 +16,11 @@ from tests.cli.scripted_node import ScriptedNode
 GROUPS = {
     "app": ["show", "check"],
     "config": ["check", "show"],
-    "model": ["pull", "add", "rm", "verify", "load", "drop"],
+    "model": ["pull", "add", "rm", "verify", "selftest", "load", "drop", "pin", "unpin"],
+    "session": ["show", "park", "rm"],
 }
 PATHS = [(name,) for name in COMMANDS if name not in GROUPS] + [(name, sub) for name in GROUPS for sub in GROUPS[name]]
+PATHS += [("mem", "compact")]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
