@@ -271,12 +271,12 @@ def _compact(context: Context, _: Nothing) -> None:
 
     def step(_: object) -> None:
         nonlocal moved
-        if count := swapper.compact(COMPACT_STEP):
+        if count := swapper.segments.compact(COMPACT_STEP):
             moved += count
             context.calls.slow(lambda: None, step, context.failed)
         else:
-            after = views.arena(swapper.arena)
-            context.done({"moved": moved, "before": before, "after": after, "swap_moving": swapper.compact_swap()})
+            after, moving = views.arena(swapper.arena), swapper.segments.compact_swap()
+            context.done({"moved": moved, "before": before, "after": after, "swap_moving": moving})
 
     step(None)
 

@@ -40,7 +40,8 @@ from llmasos_edge.kernel.memory.backing import SwapEvent
 from llmasos_edge.kernel.memory.budget import Ledger, Region
 from llmasos_edge.kernel.memory.replacement import REPLACEMENTS
 from llmasos_edge.kernel.scheduling.policies import POLICIES
-from llmasos_edge.kernel.swapper import Stores, Swapper
+from llmasos_edge.kernel.segments import Stores
+from llmasos_edge.kernel.swapper import Swapper
 from llmasos_edge.kernel.syscalls import Syscalls
 from llmasos_edge.kernel.task import Outcome
 from llmasos_edge.kernel.task_table import TaskTable

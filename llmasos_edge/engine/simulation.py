@@ -29,7 +29,8 @@ from llmasos_edge.kernel.memory.extent import Extent, Move
 from llmasos_edge.kernel.memory.replacement import REPLACEMENTS
 from llmasos_edge.kernel.scheduling.batch import Targets
 from llmasos_edge.kernel.scheduling.policies import POLICIES
-from llmasos_edge.kernel.swapper import Stores, Swapper
+from llmasos_edge.kernel.segments import Stores
+from llmasos_edge.kernel.swapper import Swapper
 from llmasos_edge.kernel.syscalls import Syscalls
 from llmasos_edge.kernel.task import Submission, Task
 from llmasos_edge.kernel.task_table import TaskTable

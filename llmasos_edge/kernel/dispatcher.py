@@ -320,7 +320,7 @@ class Dispatcher:
                 )
                 self.end(task, Outcome(error=late), now)
         if self._compact_at is not None and self._compact_at <= now:
-            moved = self.kernel.swapper.compact(COMPACT_STEP)
+            moved = self.kernel.swapper.segments.compact(COMPACT_STEP)
             self._compact_at = Milliseconds(now + COMPACT_EVERY_MS) if moved else None
         for processor in self.processors():
             overdue = [by for by in (processor.expect_by, processor.prepare_by) if by is not None and by <= now]

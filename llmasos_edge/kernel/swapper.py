@@ -6,12 +6,10 @@ on it, so that room in the arena is made by forgetting, and a power cut costs no
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from llmasos_edge.errors import Panic
 from llmasos_edge.kernel import hal
-from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.memory.backing import (
     Moved,
     MoveFailed,
@@ -19,59 +17,35 @@ from llmasos_edge.kernel.memory.backing import (
     ReadFailed,
     Record,
     StoredSegment,
-    SwapDevice,
     SwapEvent,
     WriteFailed,
     Written,
 )
-from llmasos_edge.kernel.memory.compaction import plan
-from llmasos_edge.kernel.memory.extent import Extent, Move
+from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.memory.kv_state import KvState, Residency, Segment, Session
+from llmasos_edge.kernel.segments import Segments, Stores
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.trace import Trace
 from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId, SegmentId, TaskId, Tokens
 
 SAVE_MARGIN: Final = 4096  # bytes of a saved segment beside its tokens and cells
 TOKEN_BYTES: Final = 4
-SWAP_STEP: Final = Bytes(32 << 20)  # bytes of the swap file that are moved at a time
 READ_RATE: Final = 20_000.0  # bytes a millisecond, before any is measured: an SD card's
-
-
-class Pages(Protocol):
-    """The RAM behind the arena."""
-
-    def discard(self, model: ModelId, extent: Extent) -> None:
-        """Give the pages of a range back to the system, at once."""
-
-    def move(self, model: ModelId, move: Move) -> None:
-        """Copy the bytes, and give back the pages that are left of the source, at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """Where saved state may lie. Without a swap device it lies in the arena only, and dies with the daemon."""
-
-    arena: Arena
-    memory: Pages
-    swap: Arena | None = None
-    device: SwapDevice | None = None
-    quota: Bytes = Bytes(1 << 40)  # of all sessions of one client
 
 
 class Swapper:
     """Not thread-safe: on the kernel's thread, for the dispatcher and the seats."""
 
     def __init__(self, stores: Stores, trace: Trace) -> None:
+        self.segments: Final = Segments(stores, self.states)
         self.arena: Final = stores.arena
         self.swap: Final = stores.swap
         self.device: Final = stores.device
-        self._memory, self._quota = stores.memory, stores.quota
+        self._quota = stores.quota
         self._trace = trace
         self._sessions: dict[tuple[Session, ModelId], KvState] = {}  # the least recently used first
         self._own: dict[KvState, None] = {}  # of tasks without a session
-        self._busy: dict[SegmentId, tuple[KvState, Segment]] = {}  # a command about it is under way
         self._restoring: dict[TaskId, deque[tuple[KvState, tuple[Segment, ...]]]] = {}  # workers read them
-        self._moves: dict[SegmentId, Move] = {}  # under way in the swap file
         self._last = 0
         self._era = 0
 
@@ -87,7 +61,7 @@ class Swapper:
         if state.session is None:
             self._own[state] = None
         if state.fingerprint != fingerprint:
-            self._truncate(state, 0)
+            self.segments.truncate(state, 0)
             state.fingerprint = fingerprint
         state.task, task.kv = task.id, state
         self._use(state, now)
@@ -124,23 +98,23 @@ class Swapper:
         if extent is None:
             return None
         self._last += 1
-        segment = Segment(SegmentId(self._last), start, upto, extent=extent, holds=1)
+        segment = Segment(SegmentId(self._last), start, upto, extent=extent)
         state.saving = segment
-        self._busy[segment.id] = state, segment
+        self.segments.begin(segment, state)
         return hal.Save(segment.id, start, extent)
 
     def saved(self, event: hal.Saved) -> KvState | None:
         """Whose segment that is; None: its worker is gone."""
-        found = self._busy.pop(event.segment, None)
+        found = self.segments.found(event.segment)
         if found is None:
             return None
         state, segment = found
         state.saving = None
-        self._unhold(segment, state)
+        self.segments.unhold(segment, state)
         if segment.dead:
             return state
         if event.size == 0 or segment.extent is None or (state.segments and event.start != state.end):
-            self._free(segment, state)
+            self.segments.free(segment, state)
             return state
         segment.extent = self.arena.trim(segment.extent, event.size)
         segment.start, segment.end, segment.size, segment.checksum = event.start, event.end, event.size, event.checksum
@@ -175,13 +149,13 @@ class Swapper:
         if not waiting:
             del self._restoring[event.task]
         for segment in segments:
-            self._unhold(segment, state)
+            self.segments.unhold(segment, state)
         for segment in state.segments:
             if segment.id in event.corrupt:
                 self._trace.record(state.used_at, "session.corrupt", **_about(state), segment=segment.id)
-                self._truncate(state, segment.start)
+                self.segments.truncate(state, segment.start)
                 break
-        self._truncate(state, event.kept)
+        self.segments.truncate(state, event.kept)
 
     def abandon(self, model: ModelId) -> None:
         """The model's worker is gone: what it was to save is lost, and what it was reading is free to move."""
@@ -190,14 +164,14 @@ class Swapper:
                 del self._restoring[task]
                 for state, segments in waiting:
                     for segment in segments:
-                        self._unhold(segment, state)
+                        self.segments.unhold(segment, state)
         for state in [each for each in self.states() if each.model == model]:
             state.resident = False
             if state.saving is not None:
                 segment, state.saving = state.saving, None
-                del self._busy[segment.id]
-                self._unhold(segment, state)
-                self._free(segment, state)
+                self.segments.found(segment.id)
+                self.segments.unhold(segment, state)
+                self.segments.free(segment, state)
 
     # ---- the swap file
 
@@ -216,7 +190,7 @@ class Swapper:
             if extent is None or segment.swapped is None:
                 break
             segment.extent = extent
-            self._hold(segment, state)
+            self.segments.begin(segment, state)
             state.arriving += 1
             self.device.read(segment.id, state.model, segment.swapped, extent, segment.size)
         return state.arriving > 0
@@ -224,33 +198,28 @@ class Swapper:
     def swap_event(self, event: SwapEvent) -> KvState | None:
         """What the device has done. The state all of whose segments have now arrived, if that is what it means."""
         segment_id = SegmentId(event.request) if isinstance(event, ReadDone | ReadFailed) else event.segment
-        state, segment = self._busy.pop(segment_id)
+        found = self.segments.found(segment_id)
+        if found is None:
+            raise Panic(f"Swapper.swap_event: {event} was not asked for")
+        state, segment = found
         match event:
             case Written():
                 segment.swapped, segment.target = segment.target, None
             case WriteFailed():
                 self._failed(state, event.why)
-                self._free_target(segment)
+                self.segments.free_target(segment)
             case ReadDone() | ReadFailed():
                 state.arriving -= 1
             case Moved() | MoveFailed():
-                self._moved(segment, event)
-        self._unhold(segment, state)
-        if isinstance(event, Moved) and not self._moves:
-            self.compact_swap()
+                self.segments.moved(segment, event)
+        self.segments.unhold(segment, state)
+        if isinstance(event, Moved) and not self.segments.moving:
+            self.segments.compact_swap()
         if isinstance(event, ReadFailed):
             self._failed(state, event.why)
             if not segment.dead:
-                self._truncate(state, segment.start)
+                self.segments.truncate(state, segment.start)
         return state if isinstance(event, ReadDone | ReadFailed) and state.arriving == 0 else None
-
-    def _moved(self, segment: Segment, event: Moved | MoveFailed) -> None:
-        move = self._moves.pop(segment.id)
-        if self.swap is None:
-            raise Panic(f"Swapper._moved: {event} without a swap file")
-        self.swap.close_move(move, moved=isinstance(event, Moved))
-        if isinstance(event, Moved):
-            segment.swapped = move.target
 
     def _failed(self, state: KvState, why: str) -> None:
         self._trace.record(state.used_at, "swap.failed", **_about(state), why=why)
@@ -268,7 +237,7 @@ class Swapper:
                 segment.target = self._swap_room(segment.size, state)
                 if segment.target is None:
                     return
-                self._hold(segment, state)
+                self.segments.begin(segment, state)
                 self.device.write(self._record(state, segment), segment.extent, segment.target)
 
     def _record(self, state: KvState, segment: Segment) -> Record:
@@ -301,11 +270,11 @@ class Swapper:
             fields = (record.start, record.end, record.size, record.checksum, None, extent)
             segment = Segment(record.segment, *fields)
             self._last, self._era = max(self._last, record.segment), max(self._era, record.used_at + 1)
-            self._truncate(state, record.start)  # what was saved later counts
+            self.segments.truncate(state, record.start)  # what was saved later counts
             if state.fingerprint == record.fingerprint and (not state.segments or state.end == record.start):
                 state.segments.append(segment)
             else:  # a power cut came between the parts of a turn
-                self._free(segment, state)
+                self.segments.free(segment, state)
         for each in sorted(found, key=lambda each: each.record.used_at):
             key = (each.record.client, each.record.session), each.record.model
             self._sessions[key] = self._sessions.pop(key)
@@ -343,9 +312,9 @@ class Swapper:
     def _evict(self, state: KvState, segment: Segment) -> None:
         """Out of the arena: it is still in the swap file, or it is lost with all that follows."""
         if segment.dirty:
-            self._truncate(state, segment.start)
+            self.segments.truncate(state, segment.start)
         else:
-            self._free_extent(segment, state)
+            self.segments.free_extent(segment, state)
 
     def _swap_room(self, size: Bytes, wanted_by: KvState) -> Extent | None:
         """An extent of the swap file: idle sessions are dropped for it, the least recently used first."""
@@ -373,52 +342,13 @@ class Swapper:
                 held -= state.bytes
                 self.drop(state)
 
-    def compact(self, limit: Bytes) -> Bytes:
-        """Move saved state together, at most so many bytes: holes become one. How much was moved."""
-        lying = {
-            each.extent: (state, each)
-            for state in self.states()
-            for each in state.segments
-            if each.extent is not None and not each.holds
-        }
-        moved = 0
-        for move in plan(self.arena, lying.keys(), limit, overlapping=True):
-            state, segment = lying[move.source]
-            self.arena.open_move(move)
-            self._memory.move(state.model, move)
-            self.arena.close_move(move, moved=True)
-            segment.extent = move.target
-            lying[move.target] = state, segment
-            moved += move.source.size
-        return Bytes(moved)
-
-    def compact_swap(self) -> Bytes:
-        """Begin to do the same in the swap file, and go on until its holes are one. How much is being moved."""
-        if self.swap is None or self.device is None or self._moves:
-            return Bytes(0)
-        lying = {
-            each.swapped: (state, each)
-            for state in self.states()
-            for each in state.segments
-            if each.swapped is not None and not each.holds
-        }
-        for move in plan(self.swap, lying.keys(), SWAP_STEP, overlapping=False):
-            if not self.swap.can_move(move) or move.source not in lying:
-                break  # it is for when those before it are done
-            state, segment = lying[move.source]
-            self.swap.open_move(move)
-            self._moves[segment.id] = move
-            self._hold(segment, state)
-            self.device.move_stored(segment.id, move)
-        return Bytes(sum(move.source.size for move in self._moves.values()))
-
     # ---- down
 
     def drop(self, state: KvState) -> None:
         """Nothing stays saved."""
         if state.saving is not None:
             state.saving.dead = True
-        self._truncate(state, 0)
+        self.segments.truncate(state, 0)
 
     def forget(self, state: KvState) -> None:
         """The session itself is gone."""
@@ -431,47 +361,7 @@ class Swapper:
         self._write_ahead(state)
         for segment in state.segments:
             if not segment.dirty and not segment.holds and segment.extent is not None:
-                self._free_extent(segment, state)
-
-    def _truncate(self, state: KvState, tokens: int) -> None:
-        """Only the first `tokens` tokens stay saved."""
-        while state.segments and state.segments[-1].start >= tokens:
-            self._free(state.segments.pop(), state)
-        if state.segments and state.segments[-1].end > tokens:
-            state.segments[-1].end = Tokens(tokens)
-
-    def _hold(self, segment: Segment, state: KvState) -> None:
-        segment.holds += 1
-        self._busy[segment.id] = state, segment
-
-    def _unhold(self, segment: Segment, state: KvState) -> None:
-        segment.holds -= 1
-        if segment.dead and segment.holds == 0:
-            self._free(segment, state)
-
-    def _free(self, segment: Segment, state: KvState) -> None:
-        segment.dead = True
-        if segment.holds:
-            return
-        if segment.extent is not None:
-            self._free_extent(segment, state)
-        self._free_target(segment)
-        if segment.swapped is not None and self.swap is not None and self.device is not None:
-            self.device.forget([segment.id])
-            self.swap.free(segment.swapped)
-            segment.swapped = None
-
-    def _free_target(self, segment: Segment) -> None:
-        if segment.target is not None and self.swap is not None:
-            self.swap.free(segment.target)
-            segment.target = None
-
-    def _free_extent(self, segment: Segment, state: KvState) -> None:
-        if segment.extent is None:
-            raise Panic(f"Swapper._free_extent: {segment.id} is not in the arena")
-        self._memory.discard(state.model, segment.extent)
-        self.arena.free(segment.extent)
-        segment.extent = None
+                self.segments.free_extent(segment, state)
 
     # ---- what there is
 
@@ -490,24 +380,10 @@ class Swapper:
         return counts
 
     def check_invariants(self) -> None:
-        """Every held byte of arena and swap file belongs to exactly one segment."""
-        self.arena.check_invariants()
-        segments = {segment.id: segment for state in self.states() for segment in state.segments}
-        segments |= {segment.id: segment for _, segment in self._busy.values()}
-        read = [each for waiting in self._restoring.values() for _, each in waiting]
-        segments |= {segment.id: segment for each in read for segment in each}
         for state in self.states():
             state.check_invariants()
-        self._check_held(self.arena, [each.extent for each in segments.values()])
-        if self.swap is not None:
-            self.swap.check_invariants()
-            swapped = [extent for each in segments.values() for extent in (each.swapped, each.target)]
-            self._check_held(self.swap, [*swapped, *(move.target for move in self._moves.values())])
-
-    def _check_held(self, arena: Arena, extents: Iterable[Extent | None]) -> None:
-        held = sum(extent.size for extent in extents if extent is not None)
-        if held != arena.statistics().used:
-            raise Panic(f"Swapper.check_invariants: segments hold {held} of {arena.statistics().used} bytes")
+        restored = [each for waiting in self._restoring.values() for _, each in waiting]
+        self.segments.check_invariants(self.states(), [segment for each in restored for segment in each])
 
 
 def _swappable(state: KvState) -> bool:

@@ -21,7 +21,8 @@ from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.memory.budget import Ledger, Region
 from llmasos_edge.kernel.scheduling.batch import Targets
 from llmasos_edge.kernel.scheduling.policies import POLICIES
-from llmasos_edge.kernel.swapper import Stores, Swapper
+from llmasos_edge.kernel.segments import Stores
+from llmasos_edge.kernel.swapper import Swapper
 from llmasos_edge.kernel.syscalls import Syscalls
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.task_table import TaskTable

@@ -6,7 +6,8 @@ from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
 from llmasos_edge.engine.simulation import SimulatedMemory
 from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.memory.kv_state import KvState, Residency
-from llmasos_edge.kernel.swapper import Stores, Swapper
+from llmasos_edge.kernel.segments import Stores
+from llmasos_edge.kernel.swapper import Swapper
 from llmasos_edge.kernel.task import State, Task
 from llmasos_edge.kernel.trace import Trace
 from llmasos_edge.kernel.units import Bytes, ClientId, ModelId, Priority, SessionId, Tokens

@@ -125,14 +125,14 @@ class KernelMachine(RuleBasedStateMachine):
     @rule(limit=st.sampled_from([4096, 1 << 20]))
     def compact(self, limit: int) -> None:
         before = self.simulation.arena.statistics()
-        moved = self.simulation.swapper.compact(Bytes(limit))
+        moved = self.simulation.swapper.segments.compact(Bytes(limit))
         self.simulation.check()
         assert moved <= limit
         assert not moved or self.simulation.arena.statistics().largest_hole > before.largest_hole
 
     @rule()
     def compact_swap(self) -> None:
-        self.simulation.swapper.compact_swap()
+        self.simulation.swapper.segments.compact_swap()
         self.simulation.check()
 
     @rule(model=st.sampled_from(NAMES), fingerprint=st.sampled_from("12"))
