@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+import msgspec
+
 from llmasos_edge.api.conversations import Conversations
 from llmasos_edge.api.requests import Accepting
 from llmasos_edge.api.ticket import Post, Reply, Ticket, Waiter, reply_of
-from llmasos_edge.engine.protocol import Message, Program
+from llmasos_edge.engine.protocol import Message, Program, system_part
 from llmasos_edge.errors import Internal, LLMasOSError, Panic
 from llmasos_edge.ipc.messages import Accepted, ErrorReply, Generation, encode
 from llmasos_edge.kernel.syscalls import Syscalls
@@ -273,7 +275,7 @@ class Door:
         if session is None or program.messages is None:
             return program
         turns = self.conversations.turns(task.submission.client, session)
-        return _with_messages(program, turns + program.messages)
+        return _after(turns, program)
 
     # ---- Userland: out
 
@@ -355,11 +357,8 @@ def _recalled(waiter: Waiter, encoded: bytes | None) -> None:
         waiter.reply(ErrorReply(error={}), encoded)
 
 
-def _with_messages(program: Program, messages: tuple[Message, ...]) -> Program:
-    return Program(
-        sampling=program.sampling,
-        max_tokens=program.max_tokens,
-        messages=messages,
-        format=program.format,
-        owner=program.owner,
-    )
+def _after(turns: tuple[Message, ...], program: Program) -> Program:
+    """The program that goes on from these turns: how it begins is the node's own if they too began so."""
+    messages = turns + (program.messages or ())
+    public = program.public and system_part(messages) == system_part(program.messages or ())
+    return msgspec.structs.replace(program, messages=messages, public=public)

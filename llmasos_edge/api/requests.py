@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from llmasos_edge.engine.protocol import Message, Program, Sampling
+from llmasos_edge.engine.protocol import Message, Program, Sampling, system_part
 from llmasos_edge.errors import BadRequest
 from llmasos_edge.ipc.messages import (
     DEFAULT_MAX_TOKENS,
@@ -22,6 +22,7 @@ from llmasos_edge.kernel.units import Milliseconds, ModelId, SessionId, TaskId, 
 from llmasos_edge.services.security import Caller
 
 Expand = Callable[[str, str | dict[str, object]], dict[str, object]]  # app, input -> the body of a chat request
+System = Callable[[str], str | None]  # app -> its system prompt, if that is the same for everyone
 _SAMPLING: Final = ("top_p", "top_k", "min_p")
 
 
@@ -31,6 +32,7 @@ class Accepting:
 
     default_model: str
     expand: Expand
+    system: System
 
     def submission(
         self, request: Generation, caller: Caller, task: TaskId, seed: int, deadline_ms: int | None, attempt: int
@@ -39,11 +41,15 @@ class Accepting:
         app = request.app if isinstance(request, RunRequest) else caller.app
         if isinstance(request, RunRequest):
             request = _merged(request, self.expand(request.app, request.input))
+        program = _program(request, seed, f"app:{app}" if app else f"client:{caller.client}")
+        if app and (system := self.system(app)) is not None:
+            public = system_part(program.messages or ()) == (Message("system", system),)
+            program = msgspec.structs.replace(program, public=public)
         limit = request.deadline_ms if deadline_ms is None else deadline_ms
         return Submission(
             client=caller.client,
             model=ModelId(request.model or self.default_model),
-            program=_program(request, seed, f"app:{app}" if app else f"client:{caller.client}"),
+            program=program,
             priority=caller.cap(DEFAULT_PRIORITY if request.priority is None else request.priority),
             max_tokens=Tokens(request.max_tokens or DEFAULT_MAX_TOKENS),
             deadline_ms=None if limit is None else Milliseconds(limit),

@@ -127,6 +127,12 @@ class AppRunner:
             program.stats["runs"] += 1
         return body
 
+    def system(self, app: str) -> str | None:
+        """The system prompt of an app that is the same for whoever runs it."""
+        program = self._programs.get(app)
+        system = program.spec.system if program else None
+        return system.render({}) if system and system.constant else None
+
     def adopt(self, run: Run) -> OnDone:
         """Take over a run that an earlier life of the node submitted: what to call with its reply."""
         return self._await(self._known(run.app), run)

@@ -119,6 +119,7 @@ class Template:
         try:
             tree = _ENVIRONMENT.parse(source)
             _check(tree, variables)
+            self.constant = not find_undeclared_variables(tree)  # it renders the same text, whatever the data
             self._compiled = _ENVIRONMENT.from_string(tree)
         except _UNCOMPILED as error:
             raise ValueError(f"no template: {_reason(error)}") from None

@@ -48,6 +48,9 @@ class NodeApps:
     def expand(self, app: str, given: str | dict[str, object]) -> dict[str, object]:
         return self.runner.expand(app, given)
 
+    def system(self, app: str) -> str | None:
+        return self.runner.system(app)
+
     def resume(self, entry: Entry) -> None:
         """Take up a run of the journal again."""
         run = msgspec.json.decode(entry.route, type=Run)

@@ -124,7 +124,7 @@ class Node:
             raise ConfigError(f"memory.budget: {budget >> 20} MiB is less than the daemon and the arena take: raise it")
         self._memory = ArenaMemory(config.memory.arena)
         cores = monitor.cores()
-        accepting = Accepting(config.models[0].name, self.apps.expand)
+        accepting = Accepting(config.models[0].name, self.apps.expand, self.apps.system)
         clocks = Clocks(monotonic_ms, lambda: time.time_ns() // 1_000_000)
         self.door = Door(config.name, self.boot, self.journal, accepting, clocks, self.loop.post)
         self.hardware = Hardware(

@@ -4,6 +4,7 @@ from __future__ import annotations  # array[int] exists for the type checker onl
 
 import sys
 from array import array
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Final, Protocol, Self
@@ -12,10 +13,13 @@ from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llmasos_edge.engine.protocol import Message
+from llmasos_edge.engine.protocol import Message, system_part
 from llmasos_edge.errors import BadRequest, EngineFailed
 
 OPEN, CLOSE = "\ue0f0", "\ue0f1"  # private-use marks around what callers wrote
+FIRST = "\ue0f2"  # and before the first of it that is no leading system message
+_MARKS: Final = str.maketrans("", "", OPEN + CLOSE + FIRST)
+Pieces = list[tuple[str, bool]]  # text, and whether it is markup
 LINES_MAX: Final = 300_000  # lines of Python that a template may execute
 TEMPLATE_FAULTS: Final = (  # what a template can raise, besides its own refusals
     *(TemplateError, TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError, MemoryError),
@@ -29,6 +33,17 @@ CHATML: Final = (
 
 class Tokenizer(Protocol):
     def tokenize(self, text: str, *, special: bool, begin: bool = False) -> array[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation in tokens. The first `system` of them come before the first message that is no leading system
+    message; `written`: what a caller wrote is among those.
+    """
+
+    tokens: array[int]
+    system: int
+    written: bool
 
 
 class ChatTemplate:
@@ -47,9 +62,14 @@ class ChatTemplate:
             raise EngineFailed(f"the model's chat template does not compile: {error}") from error
         self._names = {"bos_token": bos, "eos_token": eos}
 
-    def render(self, messages: tuple[Message, ...]) -> list[tuple[str, bool]]:
-        """The prompt in pieces `(text, is markup)`. Raises BadRequest if the template refuses the conversation."""
+    def render(self, messages: tuple[Message, ...]) -> tuple[Pieces, int]:
+        """The prompt in pieces, and how many of them stand before the text of the first message that is no leading
+        system message. Raises BadRequest if the template refuses the conversation.
+        """
         marked = [{"role": m.role, "content": f"{OPEN}{_unmarked(m.content)}{CLOSE}"} for m in messages]
+        leading = len(system_part(messages))
+        if leading < len(marked):
+            marked[leading]["content"] = FIRST + marked[leading]["content"]
         chunks, size = [], 0
         sys.settrace(_Bound())
         try:
@@ -64,12 +84,18 @@ class ChatTemplate:
             sys.settrace(None)
         return _pieces("".join(chunks))
 
-    def tokens(self, messages: tuple[Message, ...], tokenizer: Tokenizer) -> array[int]:
-        """Control tokens come from the template alone."""
-        tokens = array("i")
-        for text, markup in self.render(messages):
+    def prompt(self, messages: tuple[Message, ...], tokenizer: Tokenizer) -> Prompt:
+        """Control tokens come from the template alone.
+
+        Each piece is tokenised by itself, so that the system part's tokens do not depend on what comes after it.
+        """
+        tokens, system = array("i"), 0
+        pieces, leading = self.render(messages)
+        for number, (text, markup) in enumerate(pieces):
             tokens += tokenizer.tokenize(text, special=markup)
-        return tokens
+            if number < leading:
+                system = len(tokens)
+        return Prompt(tokens, system, not all(markup for _, markup in pieces[:leading]))
 
 
 class _Bound:
@@ -85,21 +111,26 @@ class _Bound:
         return self
 
 
-def _pieces(rendered: str) -> list[tuple[str, bool]]:
+def _pieces(rendered: str) -> tuple[Pieces, int]:
     """Cut at the marks; a template may have cut, doubled or dropped what they enclose."""
-    pieces, markup, at = [], True, 0
+    pieces: Pieces = []
+    markup, at, leading = True, 0, None
     for index, character in enumerate(rendered):
-        if character in (OPEN, CLOSE):
+        if character in (OPEN, CLOSE, FIRST):
             if index > at:
                 pieces.append((rendered[at:index], markup))
-            markup, at = character == CLOSE, index + 1
+            at = index + 1
+            if character == FIRST:
+                leading = len(pieces) if leading is None else leading
+            else:
+                markup = character == CLOSE
     if at < len(rendered):
         pieces.append((rendered[at:], markup))
-    return pieces
+    return pieces, leading or 0
 
 
 def _unmarked(text: str) -> str:
-    return text.replace(OPEN, "").replace(CLOSE, "")
+    return text.translate(_MARKS)
 
 
 def _raise(message: str) -> None:

@@ -24,15 +24,15 @@ from llmasos_edge.engine.protocol import (
     Load,
     Prepare,
     Program,
+    Resize,
     SwitchIn,
     SwitchOut,
     send,
 )
 from llmasos_edge.errors import Internal, LLMasOSError
-from llmasos_edge.kernel.hal import Died, Quantum, Refused
-from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.hal import Died, Piece, Quantum, Refused, Save
 from llmasos_edge.kernel.task import Task
-from llmasos_edge.kernel.units import Bytes, ModelId, SequenceId, TaskId
+from llmasos_edge.kernel.units import ModelId, SequenceId, TaskId, Tokens
 
 ENVIRONMENT: Final = {"GGML_NO_BACKTRACE": "1"}
 log = logging.getLogger(__name__)
@@ -43,34 +43,33 @@ Deliver = Callable[[ModelId, Answer | Command], None]
 class WorkerHost:
     """Commands never block the caller: a sender thread writes them, a reader thread delivers what comes back.
     `programs` is called on the sender thread: a session's turns may have to be read from the disk.
-
-    The model's part of the arena is a memfd of its own; its first page is the control page (the abort byte).
     """
 
     def __init__(
         self,
         load: Load,
-        arena: Bytes,
+        memory: int,
         programs: Callable[[Task], Program],
         deliver: Deliver,
         module: str = "llmasos_edge.engine.worker",
         confine: Callable[[int], Callable[[], None]] = lambda _pid: lambda: None,
     ) -> None:
-        """`confine` is told the process's id before that has done anything; it gives what to do when that is gone."""
+        """`memory` is the descriptor of the model's memfd, the caller's to keep and to close: the control page, with
+        the abort byte, then the arena. `confine` is told the process's id before that has done anything; it gives
+        what to do when that is gone.
+        """
         self._model, self._programs, self._deliver = load.model, programs, deliver
         self._stopping = False
-        memfd = os.memfd_create(f"llmasos-{load.model}", os.MFD_CLOEXEC)
-        os.ftruncate(memfd, CONTROL_PAGE + arena)
-        self._arena = mmap.mmap(memfd, CONTROL_PAGE)
+        self._control = mmap.mmap(memory, CONTROL_PAGE)
+        self._control[0] = 0  # a worker before this one may have died with it set
         self._connection, theirs = socket.socketpair()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, str(theirs.fileno()), str(memfd)],
-            pass_fds=(theirs.fileno(), memfd),
+            [sys.executable, "-m", module, str(theirs.fileno()), str(memory)],
+            pass_fds=(theirs.fileno(), memory),
             env=ENVIRONMENT | os.environ,
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
-        os.close(memfd)
         self._gone = confine(self.process.pid)
         self._outbox: queue.SimpleQueue[Command | Task | bool | None] = queue.SimpleQueue()
         self._outbox.put(load)
@@ -85,11 +84,14 @@ class WorkerHost:
     def prepare(self, task: Task) -> None:
         self._outbox.put(task)
 
-    def switch_in(self, task: TaskId, sequence: SequenceId, extent: Extent | None) -> None:
-        self._outbox.put(SwitchIn(task, sequence, extent))
+    def switch_in(self, task: TaskId, sequence: SequenceId, pieces: tuple[Piece, ...]) -> None:
+        self._outbox.put(SwitchIn(task, sequence, pieces))
 
-    def switch_out(self, task: TaskId, extent: Extent | None) -> None:
-        self._outbox.put(SwitchOut(task, extent))
+    def switch_out(self, task: TaskId, save: Save | None) -> None:
+        self._outbox.put(SwitchOut(task, save))
+
+    def resize(self, cells: Tokens) -> None:
+        self._outbox.put(Resize(cells))
 
     def grant(self, quantum: Quantum) -> None:
         self._outbox.put(quantum)
@@ -128,7 +130,7 @@ class WorkerHost:
         while (command := self._outbox.get()) is not None:
             try:
                 if isinstance(command, bool):
-                    self._arena[0] = 1
+                    self._control[0] = 1
                 elif isinstance(command, Task):
                     self._send_prepare(command)
                 else:
@@ -165,7 +167,7 @@ class WorkerHost:
         self._outbox.put(None)
         self._threads[0].join()
         self._connection.close()
-        self._arena.close()
+        self._control.close()
         if not self._stopping:
             self._deliver(self._model, Died(self._model, why or ended))
 

@@ -12,8 +12,7 @@ import msgspec
 
 from llmasos_edge.errors import Panic
 from llmasos_edge.kernel import hal
-from llmasos_edge.kernel.memory.extent import Extent
-from llmasos_edge.kernel.units import ModelId, SequenceId, TaskId
+from llmasos_edge.kernel.units import ModelId, SequenceId, TaskId, Tokens
 
 LLAMA_CPP: Final = "0.3.36"  # of llama-cpp-python: structures pass by value, so any other version corrupts memory
 FRAME_MAX: Final = 8 << 20
@@ -26,6 +25,11 @@ class Message(msgspec.Struct, frozen=True):
 
     role: str
     content: str
+
+
+def system_part(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The system messages that a conversation begins with."""
+    return messages[: next((at for at, message in enumerate(messages) if message.role != "system"), len(messages))]
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -42,7 +46,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 class Program(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a task runs: a conversation or a bare prompt, how to sample, and the form of the answer.
 
-    `format` is None, "json", or a JSON schema. `owner` names whose computed prefixes it may share.
+    `format` is None, "json", or a JSON schema. `owner` names whose computed prefixes it may share. `public`: the
+    system messages that it begins with are the node's own, the same for everyone.
     """
 
     sampling: Sampling
@@ -51,6 +56,7 @@ class Program(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt: str | None = None
     format: str | dict[str, Any] | None = None
     owner: str = ""
+    public: bool = False
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -74,12 +80,12 @@ class Prepare(msgspec.Struct, frozen=True):
 class SwitchIn(msgspec.Struct, frozen=True):
     task: TaskId
     sequence: SequenceId
-    extent: Extent | None
+    pieces: tuple[hal.Piece, ...] = ()
 
 
 class SwitchOut(msgspec.Struct, frozen=True):
     task: TaskId
-    extent: Extent | None
+    save: hal.Save | None = None
 
 
 class Forget(msgspec.Struct, frozen=True):
@@ -87,33 +93,19 @@ class Forget(msgspec.Struct, frozen=True):
 
 
 class Resize(msgspec.Struct, frozen=True):
-    """Make the context anew with another number of cells; every sequence keeps its state."""
+    """Make the context anew with another number of cells."""
 
-    cells: int
-
-
-class Resized(msgspec.Struct, frozen=True):
-    cells: int
-    ms: float
+    cells: Tokens
 
 
 Command = Load | Prepare | SwitchIn | SwitchOut | Forget | Resize | hal.Quantum
-Answer = hal.Event | Resized
+Answer = hal.Event
 _TYPES: Final[dict[str, Any]] = {
     kind.__name__: kind
     for kind in (
-        *(Load, Prepare, SwitchIn, SwitchOut, Forget, Resize, Resized),
-        *(
-            hal.Quantum,
-            hal.Loading,
-            hal.Loaded,
-            hal.Died,
-            hal.Prepared,
-            hal.Refused,
-            hal.Parked,
-            hal.Report,
-            hal.Finished,
-        ),
+        *(Load, Prepare, SwitchIn, SwitchOut, Forget, Resize, hal.Quantum),
+        *(hal.Loading, hal.Loaded, hal.Died, hal.Prepared, hal.Refused, hal.Report, hal.Finished),
+        *(hal.Saved, hal.Restored, hal.Resized),
     )
 }
 

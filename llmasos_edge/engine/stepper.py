@@ -16,17 +16,21 @@ REPORT_EVERY_S: Final = 0.09  # text is gathered for so long, but a first token 
 
 
 class Stepper:
-    """Holds the lease. `finish(work, reason)` is called when a task's last token is known."""
+    """Holds the lease. `proceed(work)` is called before each step for a task that waits for its prefix or for saved
+    state; `finish(work, reason)` when its last token is known.
+    """
 
     def __init__(
         self,
         model: LlamaModel,
         pool: KvPool,
         gang: Gang,
+        proceed: Callable[[Work], None],
         send: Callable[[Report], None],
         finish: Callable[[Work, str], None],
     ) -> None:
-        self._model, self._pool, self._gang, self._send, self._finish = model, pool, gang, send, finish
+        self._model, self._pool, self._gang = model, pool, gang
+        self._proceed, self._send, self._finish = proceed, send, finish
         self._lease: Quantum | None = None
         self._works: list[Work] = []
         self._touched: dict[TaskId, Work] = {}
@@ -73,9 +77,7 @@ class Stepper:
             self._report(idle=True)
             self._lease = None
             return
-        entries = [
-            (w.sequence or 0, w.tokens[w.computed : w.computed + n], w.computed, n == w.pending) for w, n in batch
-        ]
+        entries = [(w.target or 0, w.tokens[w.computed : w.computed + n], w.computed, n == w.pending) for w, n in batch]
         self._pool.context.use_threads(self._gang.threads(lease.threads))
         status = self._pool.decode(entries)
         if status == 1:
@@ -94,15 +96,23 @@ class Stepper:
         self._ended.clear()
 
     def _compose(self, chunk: int) -> list[tuple[Work, int]]:
-        """Who computes how many tokens: every decode first, then prefill in the order of the lease."""
+        """Who computes how many tokens: every decode first, then prefill in the order of the lease.
+
+        Of those who wait for the same prefix the first one computes it, whichever that is in this step.
+        """
+        for work in self._works:
+            if work.sharing or work.pieces:
+                self._proceed(work)
         batch = [(work, 1) for work in self._works if work.runnable and work.pending == 1]
         left = min(chunk, STEP_TOKENS - len(batch))
+        targets = set[int | None]()
         for work in self._works:
-            if work.runnable and work.pending > 1:
-                count = min(left, work.pending, work.prefill_left)
+            if work.runnable and work.pending > 1 and work.target not in targets:
+                count = min(left, work.ahead, work.prefill_left)
                 if count > 0:
                     batch.append((work, count))
                     left -= count
+                    targets.add(work.target)
         return batch
 
     def _account(self, batch: list[tuple[Work, int]]) -> None:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from llmasos_edge.engine.answer_text import AnswerText
 from llmasos_edge.engine.protocol import Program
 from llmasos_edge.engine.sampling import Sampler
-from llmasos_edge.kernel.hal import Progress
-from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.hal import Piece, Progress
 from llmasos_edge.kernel.units import TaskId, Tokens
 
 
@@ -22,10 +21,16 @@ class Work:
     sampler: Sampler
     answer: AnswerText
     prompt: int
+    prefix: int = 0  # the number of the prefix that it shares with others
+    shared: int = 0  # tokens of that
     sequence: int | None = None
-    computed: int = 0  # tokens whose KV exists, in the sequence or parked
-    cached: int = 0  # of those, found computed already
-    parked: tuple[Extent, int] | None = None  # and the bytes used of it
+    target: int | None = (
+        None  # where its next tokens are computed: its sequence, or that of its prefix until it is there
+    )
+    pieces: tuple[Piece, ...] = ()  # to be restored when all before them is there
+    computed: int = 0  # tokens whose KV exists
+    reached: int = 0  # tokens whose KV has existed when its sequence was taken away
+    cached: int = 0  # tokens that it found computed already
     unsent: str = ""
     finished: bool = False
     prefill_left: int = 0  # of the lease
@@ -40,9 +45,26 @@ class Work:
         return len(self.tokens) - self.computed
 
     @property
+    def sharing(self) -> bool:
+        """Its prefix is being computed, by itself or by another task."""
+        return self.target != self.sequence
+
+    @property
+    def ahead(self) -> int:
+        """Tokens to be computed until something else is to be done."""
+        if self.sharing:
+            return self.shared - self.computed
+        return self.pieces[0].start - self.computed if self.pieces else self.pending
+
+    @property
     def runnable(self) -> bool:
         """The lease lets it compute something now."""
         return not self.finished and self.sequence is not None and (self.decode_left > 0 or self.pending > 1)
+
+    def found(self, end: int) -> None:
+        """Its tokens up to `end` turned out to be computed already; its own work of earlier does not count as such."""
+        self.cached += max(0, end - max(self.computed, self.reached))
+        self.computed = max(self.computed, end)
 
     def progress(self) -> Progress:
         """Counts, and the text since the last report."""

@@ -8,16 +8,17 @@ import socket
 import sys
 import threading
 import time
+from hashlib import blake2b
 from pathlib import Path
 from statistics import median
 from typing import Final
 
 from llmasos_edge.engine import sandbox
 from llmasos_edge.engine.answer_text import AnswerText
-from llmasos_edge.engine.chat import ChatTemplate
+from llmasos_edge.engine.chat import ChatTemplate, Prompt
 from llmasos_edge.engine.gang import Gang
 from llmasos_edge.engine.grammar import grammar_of, parse_answer
-from llmasos_edge.engine.kv_pool import KvPool
+from llmasos_edge.engine.kv_pool import PREFIX_MIN, KvPool
 from llmasos_edge.engine.llama import STEP_TOKENS, L, LlamaModel
 from llmasos_edge.engine.load_progress import LoadProgress
 from llmasos_edge.engine.mailbox import Mailbox
@@ -28,18 +29,19 @@ from llmasos_edge.engine.protocol import (
     Frames,
     Load,
     Prepare,
+    Program,
     Resize,
-    Resized,
     SwitchIn,
     SwitchOut,
     send,
 )
 from llmasos_edge.engine.sampling import Sampler
 from llmasos_edge.engine.stepper import Stepper
+from llmasos_edge.engine.switcher import Switcher
 from llmasos_edge.engine.work import Work
 from llmasos_edge.errors import LLMasOSError, Panic
-from llmasos_edge.kernel.hal import Died, Finished, Loaded, Loading, Parked, Prepared, Quantum, Refused
-from llmasos_edge.kernel.units import Bytes, TaskId, Tokens
+from llmasos_edge.kernel.hal import Died, Finished, Loaded, Loading, Prepared, Quantum, Refused, Resized
+from llmasos_edge.kernel.units import TaskId, Tokens
 
 SWITCH_INTERVAL_S: Final = 0.0005  # the front thread gives the GIL back to the compute thread this soon
 PR_SET_PDEATHSIG: Final = 1  # prctl(2)
@@ -63,7 +65,8 @@ class Worker:
         self._chat = ChatTemplate(self._model.chat_template, **names)
         self._pool = KvPool(self._model, load, arena)
         self._gang = Gang()
-        self._stepper = Stepper(self._model, self._pool, self._gang, self._send, self._finish)
+        self._switcher = Switcher(self._pool, arena, self._send)
+        self._stepper = Stepper(self._model, self._pool, self._gang, self._switcher.proceed, self._send, self._finish)
         self._mailbox = Mailbox(connection, closed=lambda: os._exit(0))
 
     def _send(self, message: Answer) -> None:
@@ -120,44 +123,20 @@ class Worker:
             case Quantum():
                 self._stepper.lease(command, self._works)
             case SwitchIn():
-                self._switch_in(command)
+                self._switcher.switch_in(self._works[command.task], command.sequence, command.pieces)
             case SwitchOut():
-                self._switch_out(command)
+                work = self._works[command.task]
+                self._stepper.remove(work)
+                self._switcher.switch_out(work, command.save)
             case Forget():
                 self._forget(command.task)
             case Resize():
                 started = time.perf_counter()
                 self._pool.rebuild(command.cells)
-                self._send(Resized(self._pool.context.cells, (time.perf_counter() - started) * 1000))
+                took_ms = (time.perf_counter() - started) * 1000
+                self._send(Resized(Tokens(self._pool.context.cells), took_ms))
             case _:
                 raise Panic(f"Worker._obey: a {type(command).__name__}")
-
-    def _switch_in(self, command: SwitchIn) -> None:
-        work = self._works[command.task]
-        work.sequence = command.sequence
-        parked, work.parked = work.parked, None
-        if parked is not None and command.extent is not None and self._pool.restore(command.sequence, *parked):
-            return
-        work.computed = self._pool.take(command.sequence, work.program.owner, work.tokens)
-        if work.generated == 0:
-            work.cached = work.computed
-
-    def _switch_out(self, command: SwitchOut) -> None:
-        work = self._works[command.task]
-        self._stepper.remove(work)
-        sequence, work.sequence = work.sequence, None
-        if sequence is None:
-            return
-        if command.extent is None:
-            self._pool.release(sequence)
-            work.computed = 0
-            return
-        size = self._pool.park(sequence, command.extent)
-        if size:
-            work.parked = (command.extent, size)
-        else:
-            work.computed = 0
-        self._send(Parked(work.task, Bytes(size)))
 
     def _forget(self, task: TaskId) -> None:
         work = self._works.pop(task, None)
@@ -165,12 +144,7 @@ class Worker:
             self._mailbox.front.put(Forget(task))  # it is still being prepared, or was refused
             return
         self._stepper.remove(work)
-        if work.sequence is not None:
-            # a conversation goes on from its answer, a bare prompt seldom does
-            end = work.computed if work.program.messages is not None else min(work.computed, work.prompt)
-            self._pool.leave(work.sequence, work.program.owner, work.tokens[:end])
-        if work.parked is not None:
-            self._pool.discard(work.parked[0])
+        self._switcher.leave(work)
         work.sampler.close()
 
     def _finish(self, work: Work, reason: str) -> None:
@@ -202,12 +176,14 @@ class Worker:
             self._send(Refused(prepare.task, error.wire()))
             return
         self._works[work.task] = work
-        self._send(Prepared(work.task, Tokens(work.prompt)))
+        self._send(Prepared(work.task, Tokens(work.prompt), work.prefix, Tokens(work.shared)))
 
     def _prepare(self, prepare: Prepare) -> Work:
         program = prepare.program
+        prefix, shared = 0, 0
         if program.messages is not None:
-            tokens = self._chat.tokens(program.messages, self._model)
+            prompt = self._chat.prompt(program.messages, self._model)
+            tokens, (prefix, shared) = prompt.tokens, _prefix(prompt, program)
         else:
             tokens = self._model.tokenize(program.prompt or "", special=False, begin=True)
         if not tokens:
@@ -215,7 +191,19 @@ class Worker:
         sampler = Sampler(self._model, program.sampling, grammar_of(program.format))
         limit = min(program.max_tokens, self._load.context - len(tokens))
         answer = AnswerText(program.sampling.stop)
-        return Work(prepare.task, program, tokens, limit, sampler, answer, prompt=len(tokens))
+        return Work(prepare.task, program, tokens, limit, sampler, answer, len(tokens), prefix, shared)
+
+
+def _prefix(prompt: Prompt, program: Program) -> tuple[int, int]:
+    """Number and length of what a conversation shares with others that begin alike: of everyone if it is the model's or
+    the node's, else of its owner alone. The number is a hash of whose it is and what.
+    """
+    length = min(prompt.system, len(prompt.tokens) - 1)
+    if length < PREFIX_MIN:
+        return 0, 0
+    owner = program.owner if prompt.written and not program.public else ""
+    told = owner.encode() + b"\0" + prompt.tokens[:length].tobytes()
+    return int.from_bytes(blake2b(told, digest_size=7).digest()), length
 
 
 def _receive_load(connection: socket.socket) -> Load:

@@ -153,13 +153,15 @@ class Desk:
         )
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self.trace = Trace()
-        accepting = Accepting(MODEL, lambda app, given: {"messages": [{"role": "user", "content": f"{app}: {given}"}]})
+        accepting = Accepting(
+            MODEL, lambda app, given: {"messages": [{"role": "user", "content": f"{app}: {given}"}]}, lambda _app: None
+        )
         clocks = Clocks(lambda: self.now, lambda: self.wall_ms)
         self.door = Door("desk", self.journal.boot(), self.journal, accepting, clocks, self._inbox.put)
         self.engine = ScriptedEngine(self._tell, self.door.program)
         loader = Loader(self.engine, Ledger(Bytes(1 << 20)), self.trace)
         targets = Targets(Milliseconds(200), Milliseconds(150))
-        table, stores = TaskTable(self.journal.boot()), Stores(Arena(Bytes(4096), "first-fit"), SimulatedMemory())
+        table, stores = TaskTable(self.journal.boot()), Stores(Arena(Bytes(1 << 16), "first-fit"), SimulatedMemory())
         self.kernel = Kernel(
             table, POLICIES["priority"](), Swapper(stores, self.trace), loader, self.trace, targets, self.door
         )

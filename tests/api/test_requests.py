@@ -1,5 +1,6 @@
 """Tests of how a request becomes a submission: defaults, ceilings, the app's values and the caller's."""
 
+import msgspec
 import pytest
 
 from llmasos_edge.api.requests import Accepting
@@ -19,10 +20,19 @@ APP: dict[str, object] = {
 LAMP = Caller(ClientId("lamp"), Priority.NORMAL)
 
 
-def submitted(op: str, body: bytes, *, deadline_ms: int | None = None, app: dict[str, object] = APP) -> Submission:
+def submitted(
+    op: str,
+    body: bytes,
+    *,
+    deadline_ms: int | None = None,
+    app: dict[str, object] = APP,
+    system: str | None = None,
+    caller: Caller = LAMP,
+) -> Submission:
     request = decode_request(op, body)
     assert isinstance(request, Generation)
-    return Accepting("first", lambda name, given: app).submission(request, LAMP, TaskId("1-1"), 7, deadline_ms, 1)
+    accepting = Accepting("first", lambda _name, _given: app, lambda _name: system)
+    return accepting.submission(request, caller, TaskId("1-1"), 7, deadline_ms, 1)
 
 
 def program(submission: Submission) -> Program:
@@ -55,6 +65,32 @@ def test_a_run_has_the_apps_values_and_the_callers_over_them() -> None:
     assert (submission.app, submission.max_tokens, submission.priority) == ("a", 5, Priority.NORMAL)
     assert program(submission).sampling.temperature == 0
     assert program(submission).owner == "app:a"
+
+
+HELPFUL: dict[str, object] = {
+    "messages": [{"role": "system", "content": "Be helpful."}, {"role": "user", "content": "in"}]
+}
+
+
+@pytest.mark.parametrize(
+    ("system", "body", "public"),
+    [
+        ("Be helpful.", HELPFUL, True),
+        (None, HELPFUL, False),
+        ("Be helpful to Bob.", HELPFUL, False),
+        ("Be helpful.", APP, False),
+    ],
+)
+def test_an_apps_constant_system_prompt_is_everybodys(
+    system: str | None, body: dict[str, object], public: bool
+) -> None:
+    """Not one that an input went into, whoever runs the app; and never what a caller says is one."""
+    run = submitted("run", b'{"app": "a", "input": "x"}', app=body, system=system)
+    assert program(run).public == public
+    said = msgspec.json.encode(HELPFUL)
+    assert not program(submitted("chat", said, system="Be helpful.")).public
+    own = Caller(ClientId("node"), Priority.NORMAL, app="a")
+    assert program(submitted("chat", said, system=system, caller=own)).public == (system == "Be helpful.")
 
 
 def test_an_app_that_makes_no_request_is_named() -> None:

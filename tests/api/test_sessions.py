@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from llmasos_edge.kernel import hal
-from llmasos_edge.kernel.units import Bytes, ClientId, SessionId, Tokens
+from llmasos_edge.kernel.units import Bytes, Milliseconds, SessionId, Tokens
 from llmasos_edge.services.journal import Turns
+from llmasos_edge.services.security import OPERATOR
 from tests.api.conftest import MODEL, Desk
 from tests.api.test_control_server import Line
 
-CONTROL = ClientId("control")
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "session": "one"}
 
 
@@ -40,11 +40,11 @@ def test_a_session_is_listed_with_where_its_state_lies(desk: Desk, line: Line) -
     """The one used last comes first; a worker that saves nothing leaves it dropped."""
     for session in ("one", "two"):
         talk(desk, line, session)
-        desk.now += 10
+        desk.now = Milliseconds(desk.now + 10)
     rows = answer(line, "sessions")
     assert [(row["session"], row["client"], row["model"], row["state"], row["messages"]) for row in rows] == [
-        ("two", CONTROL, MODEL, "dropped", 2),
-        ("one", CONTROL, MODEL, "dropped", 2),
+        ("two", OPERATOR, MODEL, "dropped", 2),
+        ("one", OPERATOR, MODEL, "dropped", 2),
     ]
 
 
@@ -62,7 +62,7 @@ def test_a_removed_session_begins_anew(desk: Desk, line: Line) -> None:
     line.call("session.rm", session="one")
     desk.until(lambda: not desk.journal.sessions())
     assert answer(line, "sessions") == []
-    assert desk.kernel.swapper.of_session((CONTROL, SessionId("one"))) == []
+    assert desk.kernel.swapper.of_session((OPERATOR, SessionId("one"))) == []
     talk(desk, line)
     assert len(answer(line, "session.show", session="one")["turns"]) == 2
 
@@ -89,7 +89,7 @@ def test_a_name_that_two_clients_use(desk: Desk, line: Line) -> None:
     desk.journal.append_turns("lamp", Turns("one", [{"role": "user", "content": "dark"}]), lambda _: None)
     desk.until(lambda: len(desk.journal.sessions()) == 2)
     error = answer(line, "session.show", session="one")
-    assert "control" in error["message"]
+    assert OPERATOR in error["message"]
     assert "lamp" in error["message"]
     assert answer(line, "session.show", session="one", client="lamp")["client"] == "lamp"
 
@@ -98,9 +98,8 @@ def test_a_session_in_the_arena(desk: Desk, line: Line) -> None:
     """Without a swap file it stays there, whoever wants it out."""
     talk(desk, line)
     swapper = desk.kernel.swapper
-    (state,) = swapper.of_session((CONTROL, SessionId("one")))
-    save = swapper.save(state, Tokens(5), Bytes(1))
-    assert save is not None
-    swapper.saved(hal.Saved(save.segment, Tokens(0), Tokens(5), Bytes(60), 1))
+    (state,) = swapper.of_session((OPERATOR, SessionId("one")))
+    assert state.saving is not None
+    swapper.saved(hal.Saved(state.saving.id, Tokens(0), Tokens(5), Bytes(60), 1))
     assert answer(line, "session.park", session="one")["states"][0]["state"] == "parked"
     assert answer(line, "sessions")[0]["bytes"] == 60

@@ -265,6 +265,25 @@ def test_inputs_that_an_app_can_not_take(world: World, app: str, given: str | di
         world.runner.expand(app, given)
 
 
+@pytest.mark.parametrize(
+    ("system", "says"),
+    [
+        ("Be brief.", "Be brief."),
+        ("{% for n in [1, 2] %}{{ n }}{% endfor %}", "12"),
+        ("Help {{ input.name }}.", None),
+        ("Be {% if input is defined %}brief{% endif %}.", None),
+        (None, None),
+    ],
+)
+def test_a_system_prompt_that_no_input_changes(tmp_path: Path, system: str | None, says: str | None) -> None:
+    """It is the same for whoever runs the app; an app that is not there, or no longer, has none."""
+    world = World(
+        tmp_path, PLAIN if system is None else PLAIN.replace("{prompt", f"{{system: {json.dumps(system)}, prompt")
+    )
+    assert world.runner.system("plain") == says
+    assert world.runner.system("gone") is None
+
+
 def test_an_unknown_app_has_a_suggestion(world: World) -> None:
     """A misspelt app is met with the one that was meant."""
     with pytest.raises(UnknownApp, match='did you mean "alarm"'):

@@ -25,11 +25,12 @@ def hardware(tmp_path: Path) -> Iterator[Hardware]:
     store = ModelStore(tmp_path / "store", Path(os.environ["LLMASOS_MODELS"]))
     store.pull(MODEL, lambda _progress: None)
     (tmp_path / "cgroup").mkdir()
+    memory = ArenaMemory(ARENA)
     hardware = Hardware(
         models={MODEL: ModelConfig(MODEL, context=512, sequences=4)},
         store=store,
         room=ROOM,
-        memory=ArenaMemory(ARENA),
+        memory=memory,
         cores=1,
         programs=lambda _task: pytest.fail("no task"),
         deliver=lambda *_: None,
@@ -39,6 +40,7 @@ def hardware(tmp_path: Path) -> Iterator[Hardware]:
     for worker in hardware.workers.values():
         worker.stop()
         worker.join()
+    memory.close()
 
 
 def test_a_worker_is_limited_to_what_the_ledger_charges(hardware: Hardware, tmp_path: Path) -> None:

@@ -1,38 +1,31 @@
-"""Tests of the KV pool: prefixes found again, parking, the pool made anew, and bits that nobody else's cells change."""
+"""Tests of the KV pool: prefixes found again and shared, saved state, the pool made anew, and bits that stay."""
 
 from __future__ import annotations
 
 import ctypes
-import mmap
-import os
 import random
 from array import array
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from llmasos_edge.engine.kv_pool import PREFIX_MIN, PREFIXES, WASTE, KvPool
-from llmasos_edge.engine.llama import L, LlamaModel
-from llmasos_edge.engine.protocol import CONTROL_PAGE, Load
-from llmasos_edge.errors import EngineFailed
-from llmasos_edge.kernel.memory.extent import Extent
-from llmasos_edge.kernel.units import ModelId
+from llmasos_edge.engine.llama import L
+from llmasos_edge.errors import EngineFailed, Panic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     MakePool = Callable[..., KvPool]
 
-EXTENT = Extent(8192, 4 << 20)
-
 
 class Run:
     """A task: greedy tokens, and the bits of all logits that chose them."""
 
-    def __init__(self, prompt: array[int], count: int, owner: str = "a") -> None:
+    def __init__(self, prompt: array[int], count: int, owner: str = "a", number: int = 0, shared: int = 0) -> None:
         self.tokens, self.prompt, self.count, self.owner = array("i", prompt), prompt, count, owner
-        self.sequence = -1
+        self.number, self.shared = number, shared
+        self.sequence = self.target = -1
         self.computed = self.reused = 0
         self.bits: list[bytes] = []
 
@@ -43,15 +36,19 @@ class Run:
 
 def begin(pool: KvPool, run: Run, sequence: int) -> Run:
     run.sequence = sequence
-    run.computed = run.reused = pool.take(sequence, run.owner, run.tokens)
+    run.target, run.computed = pool.take(sequence, run.owner, run.tokens, run.number, run.shared)
+    run.reused = run.computed
     return run
 
 
 def step(pool: KvPool, runs: list[Run], chunk: int = 48) -> None:
-    """One batch: a chunk of each prompt, or one token."""
-    parts = [run.tokens[run.computed : run.computed + chunk] for run in runs]
+    """One batch: a chunk of each prompt, or one token. The first of those who wait for a prefix computes it."""
+    join(pool, runs)
+    runs = [run for at, run in enumerate(runs) if run.target not in {other.target for other in runs[:at]}]
+    ends = [run.shared if run.target != run.sequence else len(run.tokens) for run in runs]
+    parts = [run.tokens[run.computed : min(end, run.computed + chunk)] for run, end in zip(runs, ends, strict=True)]
     entries = [
-        (run.sequence, part, run.computed, run.computed + len(part) == len(run.tokens))
+        (run.target, part, run.computed, run.computed + len(part) == len(run.tokens))
         for run, part in zip(runs, parts, strict=True)
     ]
     assert pool.decode(entries) == 0
@@ -64,6 +61,16 @@ def step(pool: KvPool, runs: list[Run], chunk: int = 48) -> None:
             run.bits.append(ctypes.string_at(row, pool_vocabulary(pool) * 4))
             values = array("f", run.bits[-1])
             run.tokens.append(values.index(max(values)))
+
+
+def join(pool: KvPool, runs: list[Run]) -> None:
+    """Those whose shared prefix is whole go on in their own sequences."""
+    for run in runs:
+        if run.target != run.sequence:
+            run.computed = pool.shared_length(run.number)
+            if run.computed == run.shared:
+                pool.join(run.sequence, run.number)
+                run.target = run.sequence
 
 
 def pool_vocabulary(pool: KvPool) -> int:
@@ -100,23 +107,23 @@ def test_a_prefix_is_computed_once(make_pool: MakePool) -> None:
     longer = begin(pool, Run(PROMPT + words(random.Random(2), 9), 3), 1)
     assert longer.reused == len(PROMPT)
     assert finish(pool, longer).bits == undisturbed(make_pool, longer)
-    assert pool.take(2, "a", PROMPT) == len(PROMPT) - 1
+    assert pool.take(2, "a", PROMPT) == (2, len(PROMPT) - 1)
 
 
 def test_prefixes_belong_to_their_owner(make_pool: MakePool) -> None:
     """Nobody can find out, by its speed, what another one has asked."""
     pool = make_pool()
     leave(pool, finish(pool, begin(pool, Run(PROMPT, 4, "alice"), 0)))
-    assert pool.take(1, "bob", PROMPT) == 0
+    assert pool.take(1, "bob", PROMPT) == (1, 0)
 
 
 def test_short_prefixes_are_not_worth_a_copy(make_pool: MakePool) -> None:
     """Below PREFIX_MIN tokens nothing is kept or shared."""
     pool = make_pool()
     leave(pool, finish(pool, begin(pool, Run(PROMPT[: PREFIX_MIN - 3], 2), 0)))
-    assert pool.take(1, "a", PROMPT) == 0
+    assert pool.take(1, "a", PROMPT) == (1, 0)
     leave(pool, finish(pool, begin(pool, Run(PROMPT, 2, "b"), 2)))
-    assert pool.take(3, "b", PROMPT[: PREFIX_MIN - 1] + PROMPT[:9]) == 0
+    assert pool.take(3, "b", PROMPT[: PREFIX_MIN - 1] + PROMPT[:9]) == (3, 0)
 
 
 def test_old_prefixes_make_room_for_new_ones(make_pool: MakePool) -> None:
@@ -180,11 +187,29 @@ def test_cells_taken_in_turns_are_gathered(make_pool: MakePool) -> None:
             runs.append(begin(pool, Run(words(choice, 90), 60), 0))
             step(pool, runs)
             step(pool, runs)
-            assert pool._live[0] == 90  # a prompt lies in a row: it is not moved
+            assert pool._live[0].tail == 90  # a prompt lies in a row: it is not moved
     pool._settle()
     assert runs[0].reused == old.computed
     assert [run.bits == undisturbed(make_pool, run)[: len(run.bits)] for run in runs] == [True] * 6
     assert max(rows(pool, run.sequence) for run in runs) <= 20  # of 150
+
+
+def used(pool: KvPool) -> int:
+    """Cells that are taken by any sequence."""
+    size = pool.context.state_size(-1)
+    state = (ctypes.c_uint8 * size)()
+    pool.context.save(-1, ctypes.addressof(state), size)
+    return memoryview(state).cast("B")[:16].cast("i")[3]
+
+
+def saved(pool: KvPool, sequence: int, start: int = 0) -> memoryview:
+    """A sequence's state from `start` on."""
+    room = bytearray(4 << 20)
+
+    def write(size: int, copy: Callable[[int, int], int]) -> int:
+        return copy(ctypes.addressof(ctypes.c_char.from_buffer(room)), size)
+
+    return memoryview(room)[: pool.save(sequence, start, write)]
 
 
 def rows(pool: KvPool, sequence: int) -> int:
@@ -254,17 +279,19 @@ def test_only_what_is_left_is_kept(make_pool: MakePool) -> None:
     pool = make_pool()
     run = finish(pool, begin(pool, Run(PROMPT, 9), 0))
     pool.leave(0, "a", run.tokens[: len(PROMPT)])
-    assert pool.take(1, "a", run.tokens) == len(PROMPT)
+    assert pool.take(1, "a", run.tokens) == (1, len(PROMPT))
 
 
 def test_a_full_pool_frees_what_ended_tasks_left(make_pool: MakePool) -> None:
     """Prefixes and buried cells give way to a task that needs them, for a step and for a restore."""
     pool = make_pool(256)
     parked = finish(pool, begin(pool, Run(PROMPT, 2), 3))
-    size = pool.park(3, EXTENT)
+    state = saved(pool, 3)
+    pool.release(3)
     for turn in range(3):
         leave(pool, finish(pool, begin(pool, Run(words(random.Random(turn), 50), 2, f"{turn}"), 0)))
-    assert pool.restore(3, EXTENT, size)
+    pool.take(3, "nobody", parked.tokens)
+    assert pool.restore(3, state, 0, parked.computed)
     step(pool, [parked])
     big = begin(pool, Run(words(random.Random(9), 180), 2, "big"), 1)
     finish(pool, big)
@@ -279,70 +306,133 @@ def test_more_than_the_pool_holds_is_a_status(make_pool: MakePool) -> None:
     assert pool.decode([(1, words(random.Random(4), 100), 0, True)]) == 1
 
 
-def test_park_and_restore_change_nothing(make_pool: MakePool) -> None:
-    """Parked in the middle, and restored into another sequence beside another task."""
+def test_save_and_restore_change_nothing(make_pool: MakePool) -> None:
+    """Saved in the middle, and restored into another sequence beside another task."""
     pool = make_pool()
     run = begin(pool, Run(PROMPT, 12), 0)
     for _ in range(5):
         step(pool, [run])
-    size = pool.park(0, EXTENT)
+    state = saved(pool, 0)
+    pool.release(0)
     other = begin(pool, Run(words(random.Random(6), 30), 9, "b"), 0)
     step(pool, [other])
-    assert pool.restore(2, EXTENT, size)
-    run.sequence = 2
+    pool.take(2, "nobody", run.tokens)
+    assert pool.restore(2, state, 0, run.computed)
+    run.sequence = run.target = 2
     while not run.done:
         step(pool, [run, other])
     assert run.bits == undisturbed(make_pool, run)
 
 
-def test_a_state_that_does_not_fit_its_extent_is_lost(make_pool: MakePool) -> None:
-    """Nothing is written, the sequence is let go of, and 0 says so."""
-    pool = make_pool()
-    finish(pool, begin(pool, Run(PROMPT, 2), 0))
-    assert pool.park(0, Extent(0, 4096)) == 0
-    assert pool.context.length(0) == 0
-
-
 @pytest.mark.parametrize("cells", [1024, 512, 2048])
 def test_a_pool_made_anew_changes_nothing(make_pool: MakePool, cells: int) -> None:
-    """With the same, fewer or more cells, every sequence goes on with the same bits."""
+    """With the same, fewer or more cells: what was saved goes on with the same bits, and shared prefixes stay."""
     pool = make_pool(1024)
-    runs = [begin(pool, Run(words(random.Random(n), 20 + n), 8, f"{n}"), n) for n in range(3)]
-    for _ in range(3):
+    runs = [begin(pool, Run(PROMPT + words(random.Random(n), 20 + n), 8, "a", 7, len(PROMPT)), n) for n in range(3)]
+    for _ in range(4):
         step(pool, runs)
+    states = [saved(pool, run.sequence, run.shared) for run in runs]
+    for run in runs:
+        pool.release(run.sequence)
     pool.rebuild(cells)
     assert pool.context.cells == cells
+    for run, state in zip(runs, states, strict=True):
+        assert pool.take(run.sequence, "a", run.tokens, 7, run.shared) == (run.sequence, run.shared)
+        assert pool.restore(run.sequence, state, run.shared, run.computed)
     while not runs[0].done:
         step(pool, runs)
     assert [run.bits == undisturbed(make_pool, run) for run in runs] == [True] * 3
 
 
-def test_a_pool_too_small_for_its_sequences_fails(make_pool: MakePool) -> None:
-    """A resize below what is in use is an error, not a loss."""
+def test_a_pool_in_use_is_not_made_anew(make_pool: MakePool) -> None:
+    """The kernel takes all sequences away first."""
     pool = make_pool(1024)
-    finish(pool, begin(pool, Run(words(random.Random(3), 400), 1), 0))
-    with pytest.raises(EngineFailed, match="can't be restored into 256 cells"):
+    begin(pool, Run(PROMPT, 1), 0)
+    with pytest.raises(Panic, match="1 sequences are in use"):
         pool.rebuild(256)
 
 
-def test_parked_memory_goes_back_to_the_system(model: LlamaModel, tiny: Path) -> None:
-    """The memfd holds pages only while a state is parked."""
-    memfd = os.memfd_create("arena")
-    os.ftruncate(memfd, CONTROL_PAGE + (8 << 20))
-    arena = mmap.mmap(memfd, CONTROL_PAGE + (8 << 20))
-    pool = KvPool(model, Load(ModelId("tiny"), str(tiny), 512, 512, 2, "q8_0", False, 1), arena)
-    finish(pool, begin(pool, Run(PROMPT, 2), 0))
-    before = os.fstat(memfd).st_blocks
-    size = pool.park(0, EXTENT)
-    assert (os.fstat(memfd).st_blocks - before) * 512 >= size > 0
-    assert pool.restore(0, EXTENT, size)
-    assert os.fstat(memfd).st_blocks == before
-    pool.context.close()
-    arena.close()
-    os.close(memfd)
+def share(pool: KvPool, count: int, length: int, *, choice: random.Random, prompt: array[int] = PROMPT) -> list[Run]:
+    """Tasks that begin with the same `length` tokens, begun at once."""
+    return [begin(pool, Run(prompt[:length] + words(choice, 5 + n), 20, f"{n}", 7, length), n) for n in range(count)]
+
+
+def test_a_shared_prefix_is_computed_once(make_pool: MakePool) -> None:
+    """Tasks that come together wait while one of them computes it, and take its cells; the next one finds it whole."""
+    choice, pool = random.Random(21), make_pool(4096, sequences=8)
+    runs = share(pool, 8, 40, choice=choice)
+    assert {run.target for run in runs} == {runs[0].target}
+    step(pool, runs)
+    assert pool._filled == 40
+    while not all(run.done for run in runs):
+        step(pool, [run for run in runs if not run.done])
+    assert [run.bits == undisturbed(make_pool, run) for run in runs] == [True] * 8
+    leave(pool, runs[3])
+    assert pool.take(3, "another", PROMPT + PROMPT, 7, 40) == (3, 40)
+    assert pool._filled == 40 + sum(run.computed - 40 for run in runs)
+
+
+def test_a_prefix_that_one_began_another_finishes(make_pool: MakePool) -> None:
+    """The task that computed the first part of it is cancelled: nothing of it is lost."""
+    pool = make_pool()
+    first, second = share(pool, 2, 40, choice=random.Random(22))
+    step(pool, [first, second], chunk=25)
+    pool.leave(first.sequence, "0", first.tokens[:0])
+    join(pool, [second])
+    assert second.computed == 25
+    finish(pool, second)
+    assert second.bits == undisturbed(make_pool, second)
+    assert pool._filled == second.computed
+
+
+def test_packing_keeps_shared_cells_shared(make_pool: MakePool) -> None:
+    """Beside tasks that come and go until the pool is packed, the prefix is there once, and no bit changes."""
+    choice, pool = random.Random(23), make_pool(2048, sequences=8)
+    runs = share(pool, 4, 40, choice=choice)
+    packed = 0
+    for turn in range(20):
+        before = pool._filled
+        leave(pool, finish(pool, begin(pool, Run(words(choice, 90), 2, f"{turn}"), 7)))
+        packed += pool._filled < before
+        step(pool, [run for run in runs if not run.done])
+    assert packed > 0
+    assert [run.bits == undisturbed(make_pool, run)[: len(run.bits)] for run in runs] == [True] * 4
+    for prefix in tuple(pool._prefixes):
+        pool._bury_prefix(prefix)
+    pool._restart(2048)
+    assert pool._filled == used(pool) == 40 + sum(run.computed - 40 for run in runs)
+    while not all(run.done for run in runs):
+        step(pool, [run for run in runs if not run.done])
+    assert [run.bits == undisturbed(make_pool, run) for run in runs] == [True] * 4
+
+
+def test_shared_prefixes_go_last(make_pool: MakePool) -> None:
+    """A pool that is full frees what ended tasks left, then prefixes that no task has, and none that one has."""
+    choice, pool = random.Random(24), make_pool(256, exact=True)
+    leave(pool, finish(pool, begin(pool, Run(PROMPT + words(choice, 30), 1, "a", 7, 40), 0)))
+    run = begin(pool, Run(words(choice, 40), 8, "a", 8, 30), 1)
+    step(pool, [run])
+    step(pool, [run])
+    other = finish(pool, begin(pool, Run(words(choice, 160), 1, "b"), 2))
+    assert list(pool._shared) == [7, 8]
+    assert not pool._prefixes
+    leave(pool, other)
+    finish(pool, begin(pool, Run(words(choice, 200), 1, "c"), 3))
+    assert list(pool._shared) == [8]
+    finish(pool, run)
+    assert run.bits == undisturbed(make_pool, run)
+
+
+def test_a_prefix_is_begun_with_what_its_owner_left(make_pool: MakePool) -> None:
+    """A system prompt that differs from the last one at its end alone is computed from there."""
+    pool = make_pool()
+    leave(pool, finish(pool, begin(pool, Run(PROMPT, 2), 0)))
+    other = PROMPT[:30] + array("i", [5] * 20)
+    target, computed = pool.take(0, "a", other, 7, 40)
+    assert (target != 0, computed) == (True, 30)
 
 
 def test_too_many_sequences_are_refused(make_pool: MakePool) -> None:
-    """The kernel's, the prefixes', and two more must be fewer than llama.cpp's 256."""
-    with pytest.raises(EngineFailed, match="at most 238"):
-        make_pool(sequences=240)
+    """Each of the kernel's, a prefix for each, and two more must be fewer than llama.cpp's 256."""
+    with pytest.raises(EngineFailed, match="at most 127"):
+        make_pool(sequences=128)

@@ -154,7 +154,7 @@ def test_decodes_go_before_prefill_and_chunks_are_kept() -> None:
     bench.seated(SimulatedProgram(5, 100))
     bench.prepare(SimulatedProgram(100, 10), other)
     bench.run()
-    bench.engine.switch_in(other, SequenceId(1), None)
+    bench.engine.switch_in(other, SequenceId(1), ())
     bench.grant((T, 5, 100))
     bench.run(16)
     bench.grant((T, 1, 100), (other, 100, 100), chunk=16, number=2)

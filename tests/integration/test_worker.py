@@ -22,12 +22,25 @@ from llmasos_edge.engine.protocol import (
     Load,
     Message,
     Program,
-    Resize,
-    Resized,
     Sampling,
     send,
 )
-from llmasos_edge.kernel.hal import Died, Finished, Loaded, Parked, Prepared, Quantum, Refused, Report, Slot
+from llmasos_edge.kernel.hal import (
+    Died,
+    Finished,
+    Loaded,
+    Piece,
+    Prepared,
+    Progress,
+    Quantum,
+    Refused,
+    Report,
+    Resized,
+    Restored,
+    Save,
+    Saved,
+    Slot,
+)
 from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.task import Submission, Task
 from llmasos_edge.kernel.units import (
@@ -36,6 +49,7 @@ from llmasos_edge.kernel.units import (
     Milliseconds,
     ModelId,
     Priority,
+    SegmentId,
     SequenceId,
     TaskId,
     Tokens,
@@ -48,6 +62,13 @@ LONG = Milliseconds(60_000)
 T = TypeVar("T")
 
 
+def memfd() -> int:
+    """A model's, as the daemon makes and keeps it."""
+    memory = os.memfd_create("arena")
+    os.ftruncate(memory, CONTROL_PAGE + (32 << 20))
+    return memory
+
+
 class Rig:
     """A worker with the 3-layer model, and what came from it."""
 
@@ -55,10 +76,10 @@ class Rig:
         self.events: queue.SimpleQueue[Answer | Command] = queue.SimpleQueue()
         self.seen: list[Answer | Command] = []
         self._number = 0
+        self.path = path
         load = Load(ModelId("tiny"), str(path), context, 4096, 16, "q8_0", False, 1)
-        self.host = WorkerHost(
-            load, Bytes(32 << 20), self._program, lambda _model, event: self.events.put(event), module
-        )
+        self.memory = memfd()
+        self.host = WorkerHost(load, self.memory, self._program, lambda _model, event: self.events.put(event), module)
 
     def _program(self, task: Task) -> Program:
         assert isinstance(task.submission.program, Program)
@@ -73,9 +94,17 @@ class Rig:
                 return event
             assert not isinstance(event, Died), event.why
 
-    def prepare(self, name: str, text: str = "Tell me a story.", tokens: int = 12, **program: Any) -> TaskId:
+    def close(self) -> None:
+        self.host.stop()
+        self.host.join()
+        os.close(self.memory)
+
+    def prepare(
+        self, name: str, text: str = "Tell me a story.", tokens: int = 12, system: str = "", **program: Any
+    ) -> TaskId:
         sampling = Sampling(temperature=0.0, stop=program.pop("stop", ()))
-        made = Program(sampling, tokens, messages=(Message("user", text),), owner=name, **program)
+        messages = (*([Message("system", system)] if system else []), Message("user", text))
+        made = Program(sampling, tokens, messages=messages, **{"owner": name, **program})
         submission = Submission(ClientId("c"), ModelId("tiny"), made)
         self.host.prepare(Task(TaskId(name), submission, 0, Milliseconds(0), None, Priority.NORMAL))
         return TaskId(name)
@@ -83,8 +112,21 @@ class Rig:
     def start(self, name: str, sequence: int = 0, **program: Any) -> TaskId:
         task = self.prepare(name, **program)
         self.wait(Prepared, lambda event: event.task == task)
-        self.host.switch_in(task, SequenceId(sequence), None)
+        self.host.switch_in(task, SequenceId(sequence), ())
         return task
+
+    def save(self, task: TaskId, start: int = 0, extent: Extent = EXTENT) -> tuple[Piece, ...]:
+        """Take the sequence away: what was saved of it."""
+        self.host.switch_out(task, Save(SegmentId(1), Tokens(start), extent))
+        self.host.interrupt()
+        saved = self.wait(Saved)
+        if not saved.size:
+            return ()
+        return (Piece(saved.segment, extent, saved.size, saved.start, saved.end, saved.checksum),)
+
+    def progress(self, task: TaskId) -> Progress:
+        """What was told of it last."""
+        return [p for e in self.seen if isinstance(e, Report) for p in e.progress if p.task == task][-1]
 
     def grant(self, *tasks: TaskId, chunk: int = 512, decode: int = 4000, ms: Milliseconds = LONG) -> int:
         self._number += 1
@@ -123,8 +165,7 @@ def rig(cut: Path) -> Iterator[Rig]:
     rig = Rig(cut)
     rig.wait(Loaded)
     yield rig
-    rig.host.stop()
-    rig.host.join()
+    rig.close()
 
 
 @pytest.fixture
@@ -138,8 +179,7 @@ def own_rig(cut: Path) -> Iterator[Callable[..., Rig]]:
 
     yield make
     for rig in rigs:
-        rig.host.stop()
-        rig.host.join()
+        rig.close()
 
 
 def resident(rig: Rig) -> int:
@@ -172,13 +212,14 @@ def test_sixteen_tasks_in_one_batch_say_what_each_says_alone(rig: Rig) -> None:
 
 def test_prefill_is_cut_into_chunks(rig: Rig) -> None:
     """No step computes more prompt tokens than the lease's chunk."""
-    task = rig.start("chunks", text="word " * 90, tokens=1)
+    task = rig.start("chunks", text="word " * 95, tokens=1)
     prompt = next(e for e in rig.seen if isinstance(e, Prepared) and e.task == task).prompt_tokens
     number = rig.grant(task, chunk=16)
     rig.finish(task)
     reports = [e for e in rig.seen if isinstance(e, Report) and e.number == number]
-    assert sum(report.prefilled for report in reports) == prompt
-    assert sum(report.steps for report in reports) == -(-prompt // 16)
+    computed = prompt - rig.progress(task).cached
+    assert sum(report.prefilled for report in reports) == computed
+    assert sum(report.steps for report in reports) == -(-computed // 16)
 
 
 def test_a_lease_ends_and_the_next_one_goes_on(rig: Rig) -> None:
@@ -214,10 +255,7 @@ def test_an_interrupt_finds_the_commands_sent_before_it(rig: Rig) -> None:
     for turn in range(25):
         number = rig.grant(task, decode=1 if turn % 2 else 0)
         time.sleep(turn * 0.002)  # the moments of a step are what is tried
-        rig.host.switch_out(task, EXTENT)
-        rig.host.interrupt()
-        parked = rig.wait(Parked)
-        rig.host.switch_in(task, SequenceId(turn % 16), EXTENT if parked.size else None)
+        rig.host.switch_in(task, SequenceId(turn % 16), rig.save(task))
         assert not [e for e in rig.seen if isinstance(e, Report) and e.number > number]
     rig.grant(task)
     assert rig.finish(task) == [expected]
@@ -237,17 +275,23 @@ def test_an_interrupt_aborts_a_step(rig: Rig) -> None:
 
 
 def test_a_parked_task_resumes_elsewhere(rig: Rig) -> None:
-    """Its state lies in the memfd, others run, the pool is made anew: the text is that of an undisturbed run."""
+    """Its state lies in the memfd, others run, the pool is made anew, with more cells and fewer: the text is that of
+    an undisturbed run.
+    """
     expected = rig.alone("park", tokens=12)
     task = rig.start("park", tokens=12)
     rig.grant(task, decode=5)
     rig.wait(Report, lambda event: event.idle)
-    rig.host.switch_out(task, EXTENT)
-    assert rig.wait(Parked).size > 0
-    rig.alone("between", text="Something else", tokens=3)
-    rig.host.command(Resize(2048))
-    assert rig.wait(Resized).cells == 2048
-    rig.host.switch_in(task, SequenceId(7), EXTENT)
+    for cells in (2048, 1024, 4096):
+        pieces = rig.save(task)
+        assert pieces
+        rig.alone("between", text="Something else", tokens=3)
+        rig.host.resize(Tokens(cells))
+        assert rig.wait(Resized).cells == cells
+        rig.host.switch_in(task, SequenceId(7), pieces)
+        assert rig.wait(Restored).kept == pieces[0].end
+        rig.grant(task, decode=2)
+        rig.wait(Report, lambda event: event.idle)
     rig.grant(task)
     assert rig.finish(task) == [expected]
 
@@ -259,23 +303,103 @@ def test_a_task_whose_state_was_dropped_is_computed_again(rig: Rig) -> None:
     for extent in (None, Extent(0, 4096)):
         rig.grant(task, decode=3)
         rig.wait(Report, lambda event: event.idle)
-        rig.host.switch_out(task, extent)
-        if extent is not None:
-            assert rig.wait(Parked).size == 0
-        rig.host.switch_in(task, SequenceId(3), None)
+        if extent is None:
+            rig.host.switch_out(task, None)
+        else:
+            assert rig.save(task, extent=extent) == ()
+        rig.host.switch_in(task, SequenceId(3), ())
     rig.grant(task)
     assert rig.finish(task) == [expected]
 
 
-def test_the_pool_is_resized_while_tasks_run(rig: Rig) -> None:
-    """More cells, then fewer, between two steps."""
-    expected = [rig.alone(f"resize{n}", text=f"{n}!", tokens=40) for n in range(2)]
-    tasks = [rig.start(f"resize{n}", n, text=f"{n}!", tokens=40) for n in range(2)]
-    rig.grant(*tasks)
-    for cells in (4096, 1024, 4096):
-        rig.host.command(Resize(cells))
-        assert rig.wait(Resized).cells == cells
+PREFIX = "You answer in one short sentence, politely, and never about the weather. " * 12
+
+
+def test_eight_tasks_compute_their_prefix_once(rig: Rig) -> None:
+    """They come at once with the same system prompt: one computes it, the others take it, and each says what it says
+    alone.
+    """
+    texts = {f"e{n}": f"{n}?" for n in range(8)}
+    expected = [rig.alone(name, text=text, system=PREFIX, tokens=6) for name, text in texts.items()]
+    tasks = [
+        rig.start(name, n, text=text, system=PREFIX, tokens=6, owner="all")
+        for n, (name, text) in enumerate(texts.items())
+    ]
+    prepared = [e for e in rig.seen if isinstance(e, Prepared) and e.task in tasks]
+    shared = prepared[0].shared
+    assert {(e.prefix, e.shared) for e in prepared} == {(prepared[0].prefix, shared)}
+    assert shared > 150
+    number = rig.grant(*tasks)
     assert rig.finish(*tasks) == expected
+    assert sorted(rig.progress(task).cached for task in tasks) == [0] + [shared] * 7
+    prefilled = sum(e.prefilled for e in rig.seen if isinstance(e, Report) and e.number == number)
+    assert prefilled == sum(e.prompt_tokens for e in prepared) - 7 * shared
+
+
+def test_whose_prefix_it_is(rig: Rig) -> None:
+    """The model's own system prompt is everybody's, and so is what an app of the node puts there; a caller's is not."""
+
+    def number(owner: str, system: str = "", *, public: bool = False) -> int:
+        task = rig.prepare(f"{owner}{system}{public}", system=system, owner=owner, public=public)
+        prefix = rig.wait(Prepared, lambda event: event.task == task).prefix
+        rig.host.forget(task)
+        return prefix
+
+    assert number("alice") == number("bob") != 0
+    assert number("alice", PREFIX) != number("bob", PREFIX)
+    assert number("alice", PREFIX, public=True) == number("bob", PREFIX, public=True)
+    assert number("alice", PREFIX) != number("alice", PREFIX, public=True)
+
+
+def test_the_first_of_a_prefix_is_cancelled(rig: Rig) -> None:
+    """The next one takes over what it had computed."""
+    system = f"First. {PREFIX}"
+    expected = rig.alone("next", text="Why?", system=system, tokens=6)
+    tasks = [rig.start(name, n, text="Why?", system=system, tokens=6, owner="f") for n, name in enumerate("xyz")]
+    rig.grant(*tasks, chunk=32)
+    rig.wait(Report, lambda event: event.prefilled >= 32)
+    rig.host.forget(tasks[0])
+    assert rig.finish(*tasks[1:]) == [expected] * 2
+    assert rig.progress(tasks[1]).cached >= 32
+
+
+def test_pieces_wait_for_the_prefix_before_them(own_rig: Callable[..., Rig]) -> None:
+    """In a worker that does not have it: it is computed, through aborted steps too, and they are restored behind it."""
+    rig = own_rig()
+    rig.wait(Loaded)
+    expected = rig.alone("behind", system=PREFIX, tokens=12)
+    task = rig.start("behind", system=PREFIX, tokens=12)
+    rig.grant(task, decode=5)
+    rig.wait(Report, lambda event: event.idle)
+    shared = next(e.shared for e in rig.seen if isinstance(e, Prepared) and e.task == task)
+    (piece,) = rig.save(task)
+    assert piece.start == shared
+    rig.alone("other", text="many words " * 900, tokens=1)
+    rig.host.resize(Tokens(1024))  # the prefix is less than a quarter
+    rig.wait(Resized)
+    rig.host.resize(Tokens(512))  # and now more
+    rig.wait(Resized)
+    rig.host.switch_in(task, SequenceId(2), (piece,))
+    rig.grant(task, chunk=32, decode=0)
+    rig.host.interrupt()
+    assert rig.wait(Restored) == Restored(task, piece.end)
+    rig.wait(Report, lambda event: event.idle)
+    prefilled = sum(e.prefilled for e in rig.seen if isinstance(e, Report))
+    rig.grant(task)
+    assert rig.finish(task) == [expected]
+    assert prefilled >= shared
+    assert rig.progress(task).cached == 0
+
+
+def test_pieces_of_a_forgotten_task_are_told_of(rig: Rig) -> None:
+    """Though their turn never came: they are as good as they were."""
+    system = f"Forgotten. {PREFIX}"
+    task = rig.start("pieces", system=system, tokens=3)
+    shared = next(e.shared for e in rig.seen if isinstance(e, Prepared) and e.task == task)
+    rig.host.switch_out(task, None)
+    rig.host.switch_in(task, SequenceId(0), (Piece(SegmentId(4), EXTENT, Bytes(8192), shared, Tokens(999), 0),))
+    rig.host.forget(task)
+    assert rig.wait(Restored) == Restored(task, Tokens(999))
 
 
 def test_prompts_are_prepared_while_a_step_is_computed(rig: Rig) -> None:
@@ -367,6 +491,18 @@ def test_a_file_that_is_no_model_is_told_with_its_reason(
     assert rig.events.empty()
 
 
+def test_an_abort_byte_that_a_dead_worker_left_is_cleared(own_rig: Callable[..., Rig]) -> None:
+    """The daemon keeps the memory; whoever comes next must not abort each of its steps."""
+    rig = own_rig()
+    rig.wait(Loaded)
+    rig.host.kill()
+    rig.host.join()
+    os.pwrite(rig.memory, b"\1", 0)
+    load = Load(ModelId("tiny"), str(rig.path), 256, 256, 1, "q8_0", False, 1)
+    rig.host = WorkerHost(load, rig.memory, rig._program, lambda _model, event: rig.events.put(event))
+    assert os.pread(rig.memory, 1, 0) == b"\0"
+
+
 def test_stop_is_silent_and_gives_everything_back(own_rig: Callable[..., Rig]) -> None:
     """In mid-answer, twice, and after the end: no Died, and no process, thread or file is left."""
     rig = own_rig()
@@ -402,24 +538,25 @@ def test_a_worker_is_confined_before_it_begins(cut: Path) -> None:
         return lambda: said.append("gone" if not Path(f"/proc/{pid}").exists() else "still there")
 
     load = Load(ModelId("tiny"), str(cut), 256, 256, 1, "q8_0", False, 1)
-    host = WorkerHost(load, Bytes(1 << 20), lambda _task: pytest.fail("no task"), lambda *_: None, confine=confine)
+    memory = memfd()
+    host = WorkerHost(load, memory, lambda _task: pytest.fail("no task"), lambda *_: None, confine=confine)
     before = list(said)
     host.kill()
     host.join()
+    os.close(memory)
     assert (before, said) == (["begins"], ["begins", "gone"])
 
 
 def test_a_worker_goes_with_its_daemon(cut: Path) -> None:
     """The daemon's end of the socket closes, while the model is loaded or later: the worker ends by itself."""
     ours, theirs = socket.socketpair()
-    memfd = os.memfd_create("arena")
-    os.ftruncate(memfd, CONTROL_PAGE)
+    memory = memfd()
     worker = subprocess.Popen(
-        [sys.executable, "-m", "llmasos_edge.engine.worker", str(theirs.fileno()), str(memfd)],
-        pass_fds=(theirs.fileno(), memfd),
+        [sys.executable, "-m", "llmasos_edge.engine.worker", str(theirs.fileno()), str(memory)],
+        pass_fds=(theirs.fileno(), memory),
     )
     theirs.close()
-    os.close(memfd)
+    os.close(memory)
     send(ours, Load(ModelId("tiny"), str(cut), 256, 256, 1, "q8_0", False, 1))
     assert ours.recv(1)
     ours.close()
