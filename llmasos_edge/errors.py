@@ -131,6 +131,7 @@ BY_CODE: dict[str, type[LLMasOSError]] = {
         UnknownModel,
         UnknownApp,
         UnknownTask,
+        UnknownSession,
         NotPermitted,
         PromptTooLong,
         NoMemory,

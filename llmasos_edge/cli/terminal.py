@@ -23,6 +23,7 @@ HINTS = {
     "unknown_app": "`llmasos apps` lists the apps",
     "unknown_model": "`llmasos models` lists the models; `llmasos model pull M` gets one",
     "unknown_task": "`llmasos ps -a` lists the tasks",
+    "unknown_session": "`llmasos sessions` lists them",
 }
 
 

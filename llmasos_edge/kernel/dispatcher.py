@@ -345,9 +345,10 @@ class Dispatcher:
     def dispatch(self, now: Milliseconds) -> None:
         """Load what is waited for, seat who may run, and renew every lease that needs it."""
         for processor in self.processors():
-            if processor.stale and processor.phase is Phase.LOADED and not processor.busy:
+            going = processor.stale or processor.leaving
+            if going and processor.phase is Phase.LOADED and processor.empty and not processor.busy:
+                processor.wanted = processor.stale and processor.limits.pinned
                 self.drop(processor, now)
-                processor.wanted = processor.limits.pinned
         self._make_resident(now)
         for processor in self.processors():
             if processor.phase is Phase.LOADED:
@@ -403,7 +404,13 @@ class Dispatcher:
             raise
 
     def drop(self, processor: Processor, now: Milliseconds) -> None:
-        """Raises BadRequest if it is busy. Tasks that are suspended in it start over when they are resumed."""
+        """At once, or as soon as what is being saved is. Raises BadRequest if it is busy.
+
+        Tasks that are suspended in it start over when they are resumed.
+        """
+        if processor.saving and not processor.busy:
+            processor.leaving = True
+            return
         self.kernel.loader.drop(processor, now)
         self._evacuate_all(processor, now)
 

@@ -182,7 +182,7 @@ class Loader:
         self.ledger.release(*processor.regions)
         processor.regions, processor.phase, processor.engine = (), Phase.UNLOADED, None
         processor.quantum = processor.expect_by = processor.prepare_by = None
-        processor.interrupted = processor.urgent = processor.draining = processor.due = False
+        processor.interrupted = processor.urgent = processor.draining = processor.due = processor.leaving = False
         processor.progress = None
         processor.used_at = now
 

@@ -71,6 +71,7 @@ class Processor:
         self.progress: float | None = None  # how far it is loaded, while it is being loaded
         self.waiting_since: Milliseconds | None = None  # wanted, and serves nobody
         self.draining = False  # another model's turn has come: nobody more is admitted
+        self.leaving = False  # to be dropped as soon as what its last tasks computed is saved
         self.due = False  # it must serve before it may be drained
         self.configure(limits)
 
@@ -90,7 +91,7 @@ class Processor:
     @property
     def state(self) -> str:
         """As people see it."""
-        return "draining" if self.draining else self.phase.value
+        return "draining" if self.draining or self.leaving else self.phase.value
 
     @property
     def empty(self) -> bool:

@@ -73,6 +73,7 @@ class Syscalls:
         processor = self._dispatcher.processor(model)
         self._dispatcher.kernel.loader.check_fits(processor)
         if processor.engine is not None:
+            processor.leaving = False
             return
         processor.use(Priority.NORMAL, now)
         place = self._dispatcher.kernel.loader.room(processor, now)

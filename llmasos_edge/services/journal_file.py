@@ -169,7 +169,7 @@ class JournalFile:
         """All sessions, the one touched last first."""
         with self.read() as connection:
             rows = connection.execute(
-                "SELECT client, name, messages, ? - touched_run_ms FROM session ORDER BY touched_run_ms DESC",
+                "SELECT client, name, messages, max(0, ? - touched_run_ms) FROM session ORDER BY touched_run_ms DESC",
                 (running_ms,),
             )
             return [SessionRow(*row) for row in rows]

@@ -292,7 +292,7 @@ def test_a_task_suspended_in_a_dropped_model_can_be_cancelled(simulate: Simulate
 
 def test_the_late_word_of_a_dropped_worker_ends_nobody(simulate: Simulate) -> None:
     """A task was done, but suspended and its model dropped before the kernel heard of it: it is run again, whole."""
-    simulation = simulate(latency_ms=60.0)
+    simulation = simulate(latency_ms=60.0, arena=Bytes(4096))
     task = simulation.submit(SHORT)
     simulation.run((100 + 60) + (1 + 60) + 30 + 10 * 10 + 5)
     simulation.do(simulation.syscalls.suspend, task.id)
