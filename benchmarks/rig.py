@@ -9,11 +9,11 @@ from typing import Final, Self, TypeVar
 
 from benchmarks.node import MODEL, model_file
 from llmasos_edge.engine.host import WorkerHost
-from llmasos_edge.engine.protocol import Answer, Command, Load, Prepare, Program, Sampling
+from llmasos_edge.engine.protocol import CONTROL_PAGE, Answer, Command, Load, Message, Prepare, Program, Sampling
 from llmasos_edge.errors import Panic
-from llmasos_edge.kernel.hal import Died, Loaded, Prepared, Quantum, Report, Slot
+from llmasos_edge.kernel.hal import Died, Loaded, Piece, Prepared, Quantum, Report, Save, Saved, Slot
 from llmasos_edge.kernel.memory.extent import Extent
-from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, SequenceId, TaskId, Tokens
+from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, SegmentId, SequenceId, TaskId, Tokens
 
 ARENA: Final = Bytes(64 << 20)
 PATIENCE_S: Final = 120.0
@@ -41,7 +41,9 @@ class Rig:
         self._numbers = 0
 
     def __enter__(self) -> Self:
-        self.host = WorkerHost(self._load, ARENA, _no_programs, lambda _, message: self._hear(message))
+        self._memory = os.memfd_create("arena")
+        os.ftruncate(self._memory, CONTROL_PAGE + ARENA)
+        self.host = WorkerHost(self._load, self._memory, _no_programs, lambda _, message: self._hear(message))
         self.wait(Loaded)
         return self
 
@@ -50,6 +52,7 @@ class Rig:
     ) -> None:
         self.host.stop()
         self.host.join()
+        os.close(self._memory)
 
     def _hear(self, message: Answer | Command) -> None:
         self._told.put((time.perf_counter(), message))
@@ -68,16 +71,30 @@ class Rig:
 
     # ---- tasks
 
-    def prepare(self, name: str, prompt: str, max_tokens: int = 100_000) -> tuple[float, int]:
-        """Have a greedy task made: how long it took, and the tokens of its prompt."""
-        program = Program(Sampling(temperature=0.0), max_tokens, prompt=prompt, owner=name)
+    def prepare(self, name: str, prompt: str, system: str = "") -> tuple[float, int]:
+        """Have a greedy task made, a conversation if it has a system prompt, whose owner is then the same for all: how
+        long it took, and the tokens of its prompt.
+        """
+        sampling, most = Sampling(temperature=0.0), 100_000
+        if system:
+            messages = (Message("system", system), Message("user", prompt))
+            program = Program(sampling, most, messages=messages, owner="all")
+        else:
+            program = Program(sampling, most, prompt=prompt, owner=name)
         sent = time.perf_counter()
         self.host.command(Prepare(TaskId(name), program))
         moment, prepared = self.wait(Prepared, lambda it: it.task == name)
         return moment - sent, prepared.prompt_tokens
 
-    def switch_in(self, name: str, sequence: int, extent: Extent | None = None) -> None:
-        self.host.switch_in(TaskId(name), SequenceId(sequence), extent)
+    def switch_in(self, name: str, sequence: int, *pieces: Piece) -> None:
+        self.host.switch_in(TaskId(name), SequenceId(sequence), pieces)
+
+    def save(self, name: str, start: int, extent: Extent) -> tuple[float, Piece]:
+        """Take a task's sequence away, with its state from a token on saved: how long it took, and what that is."""
+        sent = time.perf_counter()
+        self.host.switch_out(TaskId(name), Save(SegmentId(1), Tokens(start), extent))
+        moment, it = self.wait(Saved)
+        return moment - sent, Piece(it.segment, extent, it.size, it.start, it.end, it.checksum)
 
     def grant(self, *names: str, decode: int = 100_000, ms: int = ENDLESS_MS) -> int:
         """A lease for these tasks, of any prefill; its number."""

@@ -11,15 +11,16 @@ from typing import Final
 from benchmarks.machine import describe
 from benchmarks.report import percentile, spread, table
 from benchmarks.rig import ENDLESS_MS, Rig, prompt_of
-from llmasos_edge.engine.protocol import Resize, Resized
-from llmasos_edge.kernel.hal import Parked, Report
+from llmasos_edge.kernel.hal import Report, Resized, Restored
 from llmasos_edge.kernel.memory.extent import Extent
-from llmasos_edge.kernel.units import Bytes, TaskId
+from llmasos_edge.kernel.units import Bytes, TaskId, Tokens
 
 TITLE: Final = (
     "one worker, driven directly: leases, aborts, front thread, park and restore, resize, an alarm's first token"
 )
 LEASE_MS: Final = 200
+TAIL: Final = 200
+SHARED: Final = 750
 ROOM: Final = Extent(0, Bytes(32 << 20))
 BACKGROUND: Final = tuple(f"background{number}" for number in range(8))
 Row = tuple[str, str, str]
@@ -52,6 +53,7 @@ def _rows(rig: Rig, options: argparse.Namespace) -> Iterator[Row]:
     for tokens in (600, 1500):
         yield from _park(rig, tokens, options.rounds)
         yield _resize(rig, tokens, options.rounds)
+    yield _shared(rig, options.rounds)
     yield from _alarm(rig, 3 * options.rounds)
 
 
@@ -167,32 +169,32 @@ def _prepare_ms(rig: Rig, name: str) -> float:
 def _park(rig: Rig, tokens: int, rounds: int) -> list[Row]:
     """A session's state out into the arena and back, beside computing its prompt anew."""
     rig.prepare("parked", prompt_of(rig, tokens))
-    anew, parks, restores, size = [], [], [], 0
+    anew, parks, restores, tails, size = [], [], [], [], 0
     for _ in range(rounds):
         rig.switch_in("parked", 0)
         rig.settle()
         anew.append(rig.compute("parked", decode=1)[0] * 1000)
+        took, piece = rig.save("parked", 0, ROOM)
+        parks.append(took * 1000)
+        size = piece.size
         sent = time.perf_counter()
-        rig.host.switch_out(TaskId("parked"), ROOM)
-        moment, told = rig.wait(Parked)
-        parks.append((moment - sent) * 1000)
-        size = told.size
-        sent = time.perf_counter()
-        rig.switch_in("parked", 0, ROOM)
-        rig.settle()
-        restores.append((time.perf_counter() - sent) * 1000)
-        rig.host.switch_out(TaskId("parked"), None)
+        rig.switch_in("parked", 0, piece)
+        restores.append((rig.wait(Restored)[0] - sent) * 1000)
+        tails.append(rig.save("parked", tokens - TAIL, ROOM)[0] * 1000)
     rig.forget("parked")
     share = (median(parks) + median(restores)) / median(anew)
     beside = f"computed anew: {spread(anew, 0)} ms"
     return [
         (f"park of {tokens} tokens ({size / 1e6:.1f} MB), ms", spread(parks, 2), beside),
+        (f"park of the last {TAIL} tokens alone, ms", spread(tails, 2), ""),
         (f"restore of {tokens} tokens, ms", spread(restores, 2), f"both: {share:.2%} of computing anew"),
     ]
 
 
 def _resize(rig: Rig, tokens: int, rounds: int) -> Row:
-    """The context made anew with half and whole the cells in mid-answer; the answer must be the undisturbed one."""
+    """Parked, the context made anew with half and whole the cells, and restored, in mid-answer; the answer must be the
+    undisturbed one.
+    """
     prompt, same = prompt_of(rig, tokens), True
     took: list[float] = []
     whole = _answer(rig, "undisturbed", prompt, [])
@@ -210,11 +212,45 @@ def _answer(rig: Rig, name: str, prompt: str, took: list[float]) -> str:
     text = rig.compute(name, decode=8)[1]
     if name != "undisturbed":
         for cells in (4096, 8192):
-            rig.host.command(Resize(cells))
-            took.append(rig.wait(Resized)[1].ms)
+            parked, piece = rig.save(name, 0, ROOM)
+            sent = time.perf_counter()
+            rig.host.resize(Tokens(cells))
+            rig.wait(Resized)
+            rig.switch_in(name, 0, piece)
+            took.append((parked + rig.wait(Restored)[0] - sent) * 1000)
     text += rig.compute(name, decode=16)[1]
     rig.forget(name)
     return text
+
+
+# ---- shared prefixes
+
+
+def _shared(rig: Rig, rounds: int) -> Row:
+    """Eight tasks that decode at once behind the same long system prompt, and behind a short one."""
+    ratios, rates = [], dict[int, list[float]]()
+    for number in range(rounds):
+        for tokens in (20, SHARED) if number % 2 else (SHARED, 20):
+            rates.setdefault(tokens, []).append(_together(rig, prompt_of(rig, tokens)))
+        ratios.append(rates[SHARED][-1] / rates[20][-1])
+    beside = f"{spread(rates[SHARED])} and {spread(rates[20])} tok/s"
+    return f"decode rate of 8 behind {SHARED} shared tokens / behind 20", spread(ratios, 3), beside
+
+
+def _together(rig: Rig, system: str) -> float:
+    """Tokens a second of eight tasks, after the first ones."""
+    for number, name in enumerate(BACKGROUND):
+        rig.prepare(name, _count(100 + 60 * number), system)
+        rig.switch_in(name, number)
+    rig.compute(*BACKGROUND, decode=1)
+    sent, decoded, idle = time.perf_counter(), 0, False
+    number = rig.grant(*BACKGROUND, decode=40)
+    while not idle:
+        moment, report = rig.wait(Report, lambda it: it.number == number)
+        decoded, idle = decoded + report.decoded, report.idle
+    rig.forget(*BACKGROUND)
+    rig.settle()
+    return decoded / (moment - sent)
 
 
 # ---- an alarm
