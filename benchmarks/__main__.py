@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import Final
 
-NAMES: Final = ("decode", "mqtt", "memory", "worker")
+NAMES: Final = ("decode", "mqtt", "memory", "worker", "swap-crash", "fit")
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
         description="Benchmarks, each beside its peer or its goal; without a name, all of them (docs/benchmarks.md).",
     )
     commands = parser.add_subparsers(dest="name", metavar="NAME")
-    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
+    modules = {name: importlib.import_module(f"benchmarks.{name.replace('-', '_')}") for name in NAMES}
     defaults = {}
     for name, module in modules.items():
         command = commands.add_parser(name, help=module.TITLE, description=module.TITLE)

@@ -2,48 +2,25 @@
 
 import os
 import queue
-import random
 import sqlite3
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmasos_edge.kernel.memory.backing import Record, StoredSegment, SwapEvent
+from benchmarks.swap_load import MODEL, park
+from llmasos_edge.kernel.memory.backing import Record, SwapEvent
 from llmasos_edge.kernel.memory.extent import CONTROL_PAGE, PAGE, Extent
-from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId, SegmentId, SessionId, Tokens
+from llmasos_edge.kernel.units import Bytes
 from llmasos_edge.services.arena_memory import ArenaMemory
 from llmasos_edge.services.swap_disk import SwapDisk
 from llmasos_edge.services.swapfile import SwapFile
 
 PATIENCE_S = 10.0
-MODEL = ModelId("smollm2")
 
 
 def pages(offset: int, size: int) -> Extent:
     """An extent, in pages."""
     return Extent(offset * PAGE, size * PAGE)
-
-
-def content(number: int, size: int) -> bytes:
-    """What a segment of this number holds."""
-    return random.Random(number).randbytes(size)
-
-
-def record(number: int, size: int) -> Record:
-    """A segment's entry, with the checksum of its content."""
-    return Record(
-        segment=SegmentId(number),
-        client=ClientId("phone"),
-        session=SessionId(f"chat {number}"),
-        model=MODEL,
-        fingerprint="sha256, q8_0",
-        start=Tokens(number),
-        end=Tokens(number + 1),
-        size=Bytes(size),
-        checksum=zlib.crc32(content(number, size)),
-        used_at=Milliseconds(number),
-    )
 
 
 class SwapRig:
@@ -90,9 +67,7 @@ class SwapRig:
 
     def park(self, number: int, source: Extent, size: int | None = None) -> Record:
         """Put a segment's content into the arena, as a worker does."""
-        data = content(number, size or source.size)
-        assert os.pwrite(self.memory.fd(MODEL), data, CONTROL_PAGE + source.offset) == len(data)
-        return record(number, len(data))
+        return park(self.memory, number, source, size or source.size)
 
     def parked(self, extent: Extent, size: int | None = None) -> bytes:
         """What is in the arena."""
@@ -104,13 +79,3 @@ class SwapRig:
         connection.execute(change, values)
         connection.commit()
         connection.close()
-
-
-def damaged(folder: Path, stored: list[StoredSegment]) -> list[SegmentId]:
-    """Those whose bytes are not what their checksum says, as a worker finds out."""
-    with (folder / "segments").open("rb", buffering=0) as file:
-        return [
-            each.record.segment
-            for each in stored
-            if zlib.crc32(os.pread(file.fileno(), each.record.size, each.extent.offset)) != each.record.checksum
-        ]

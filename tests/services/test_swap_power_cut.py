@@ -7,19 +7,19 @@ index is taken as SQLite left it at its last commit, or with part of what it was
 import contextlib
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from llmasos_edge.kernel.memory.arena import Arena
-from llmasos_edge.kernel.memory.backing import Moved, StoredSegment, SwapEvent, WriteFailed, Written
-from llmasos_edge.kernel.memory.extent import PAGE, Extent, Move
+from benchmarks.swap_load import SwapLoad, damaged
+from llmasos_edge.kernel.memory.backing import StoredSegment, SwapEvent, WriteFailed, Written
+from llmasos_edge.kernel.memory.extent import PAGE
 from llmasos_edge.kernel.units import Bytes, SegmentId
 from llmasos_edge.services.swap_disk import SwapDisk
 from llmasos_edge.services.swap_index import SwapIndex
-from tests.services.swap_rig import SwapRig, damaged
+from tests.services.swap_rig import SwapRig
 
 SWAP = 40  # pages: so few that every place is used again and again
 SEGMENTS = 60
@@ -80,84 +80,6 @@ class RecordingDisk(SwapDisk):
         self._history.append(Synced())
 
 
-@dataclass
-class Workload:
-    """Writes, forgets and moves segments as the kernel does: what is named in a command is held until its event."""
-
-    rig: SwapRig
-    history: list[Step]
-    choose: random.Random
-    arena: Arena = field(default_factory=lambda: Arena(Bytes(256 * PAGE), "best-fit"))
-    places: Arena = field(default_factory=lambda: Arena(Bytes(SWAP * PAGE), "best-fit"))
-    writing: dict[SegmentId, tuple[Extent, Extent]] = field(default_factory=dict)
-    stored: dict[SegmentId, Extent] = field(default_factory=dict)
-    moving: dict[SegmentId, Move] = field(default_factory=dict)
-    number: int = 0
-    moves: int = 0
-
-    def run(self) -> None:
-        """Until so many segments were written, and some moved."""
-        while self.number < SEGMENTS or self.moves < MOVES:
-            self.choose.choice((self.write, self.write, self.forget, self.move, self.hear))()
-        while self.writing or self.moving:
-            self.hear()
-
-    def write(self) -> None:
-        """A new segment, if there is room; else an old one goes first."""
-        size = self.choose.randint(1, 5 * PAGE)
-        source, target = self.arena.allocate(Bytes(size)), self.places.allocate(Bytes(size))
-        if source is None or target is None:
-            for arena, extent in ((self.arena, source), (self.places, target)):
-                if extent is not None:
-                    arena.free(extent)
-            self.forget()
-            return
-        self.number += 1
-        self.writing[SegmentId(self.number)] = source, target
-        record = self.rig.park(self.number, source, size)
-        assert self.rig.swap is not None
-        self.rig.swap.write(record, source, target)
-
-    def forget(self) -> None:
-        """One that is stored; its place can be taken at once."""
-        assert self.rig.swap is not None
-        if self.stored:
-            segment = self.choose.choice(sorted(self.stored))
-            self.history.append(Forgot(segment))
-            self.rig.swap.forget([segment])
-            self.places.free(self.stored.pop(segment))
-
-    def move(self) -> None:
-        """One that is stored, into a hole, while nothing else moves."""
-        assert self.rig.swap is not None
-        if self.stored and not self.moving:
-            segment = self.choose.choice(sorted(self.stored))
-            source = self.stored[segment]
-            for hole in self.places.holes():
-                move = Move(source, Extent(hole.offset, source.size))
-                if self.places.can_move(move) and not move.overlaps:
-                    self.places.open_move(move)
-                    self.moving[segment] = move
-                    self.moves += 1
-                    del self.stored[segment]
-                    self.rig.swap.move_stored(segment, move)
-                    return
-
-    def hear(self) -> None:
-        """The next event, if one is due."""
-        if not self.writing and not self.moving:
-            return
-        match self.rig.event():
-            case Written(segment):
-                source, self.stored[segment] = self.writing.pop(segment)
-                self.arena.free(source)
-            case Moved(_, segment, move):
-                self.places.close_move(self.moving.pop(segment), moved=True)
-                self.stored[segment] = move.target
-            case other:
-                raise AssertionError(other)
-
-
 @pytest.fixture(params=range(3))
 def recorded(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     """All that a workload did to the disk, in order."""
@@ -181,7 +103,13 @@ def recorded(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         deliver(event)
 
     swap._deliver = tell
-    Workload(rig, history, random.Random(request.param)).run()
+    load = SwapLoad(swap, rig.memory, (Bytes(256 * PAGE), rig.size), rig.events, random.Random(request.param))
+    load.largest = 5 * PAGE
+    load.on_forget = lambda segment: history.append(Forgot(segment))
+    while load.number < SEGMENTS or load.moves < MOVES:
+        load.step()
+    while not load.idle:
+        load.hear()
     monkeypatch.undo()
     rig.close()
     return history

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.swap_load import MODEL, content, damaged, record
 from llmasos_edge.errors import Panic, StoreError
 from llmasos_edge.kernel.memory.backing import (
     Moved,
@@ -24,7 +25,7 @@ from llmasos_edge.kernel.memory.backing import (
 from llmasos_edge.kernel.memory.extent import PAGE, Extent, Move
 from llmasos_edge.kernel.units import Bytes, SegmentId
 from llmasos_edge.services.swap_disk import SwapDisk
-from tests.services.swap_rig import MODEL, PATIENCE_S, SwapRig, content, damaged, pages, record
+from tests.services.swap_rig import PATIENCE_S, SwapRig, pages
 
 
 class GatedDisk(SwapDisk):
