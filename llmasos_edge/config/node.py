@@ -27,7 +27,7 @@ class MemoryConfig:
 
     budget: Bytes | None = None
     arena: Bytes = DEFAULT_ARENA
-    fit: str = "first-fit"
+    fit: str = "best-fit"
     replacement: str = "cost"
     swap: SwapConfig | None = None
 

@@ -85,7 +85,10 @@ class SwapFile:
         self._thread = threading.Thread(target=self._run, name="swap", daemon=True)
 
     def load(self) -> list[StoredSegment]:
-        """What an earlier run left, for `Arena.reserve`: within the file, without overlap, by address."""
+        """What an earlier run left, for `Arena.reserve`: within the file, without overlap, by address.
+
+        After a crash also what was forgotten last, or written and not yet told: all of it is whole.
+        """
         return self._stored
 
     def start(self) -> None:

@@ -38,7 +38,7 @@ def test_the_shortest_node(tmp_path: Path) -> None:
     assert (config.name, config.site, config.board) == ("kitchen", "home", PI_4)
     assert (config.models[0].context, config.models[0].sequences) == (2048, 8)
     assert (config.models[0].kv, config.models[0].kv_pool, config.models[0].exact) == ("q8_0", None, False)
-    assert (config.memory.budget, config.memory.arena, config.memory.fit) == (None, 64 * 2**20, "first-fit")
+    assert (config.memory.budget, config.memory.arena, config.memory.fit) == (None, 64 * 2**20, "best-fit")
     assert (config.scheduler.policy, config.scheduler.quantum_ms, config.scheduler.decode_target_ms) == (
         "priority",
         200,
