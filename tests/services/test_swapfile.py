@@ -3,8 +3,9 @@
 import contextlib
 import ctypes
 import os
+import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from llmasos_edge.kernel.memory.backing import (
 from llmasos_edge.kernel.memory.extent import PAGE, Extent, Move
 from llmasos_edge.kernel.units import Bytes, SegmentId
 from llmasos_edge.services.swap_disk import SwapDisk
+from llmasos_edge.services.swap_index import SwapIndex
 from tests.services.swap_rig import PATIENCE_S, SwapRig, pages
 
 
@@ -280,6 +282,57 @@ def test_a_move_that_fails_leaves_the_segment_where_it_was(rig: SwapRig) -> None
     assert isinstance(rig.event(), MoveFailed)
     swap = rig.open()
     assert swap.load() == [StoredSegment(record(1, PAGE), pages(4, 1))]
+    assert damaged(rig.folder, swap.load()) == []
+
+
+@pytest.fixture
+def doubtful(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Commits that are done, and fail all the same: the next so many. A power cut then shows what was on the disk."""
+    real, left = SwapIndex.transaction, 0
+
+    @contextlib.contextmanager
+    def transaction(index: SwapIndex) -> Iterator[None]:
+        nonlocal left
+        with real(index):
+            yield
+        if left:
+            left -= 1
+            raise sqlite3.OperationalError("disk I/O error")
+
+    def fail(times: int) -> None:
+        nonlocal left
+        left = times
+
+    monkeypatch.setattr(SwapIndex, "transaction", transaction)
+    return fail
+
+
+def test_a_row_that_a_failed_commit_left_behind_is_taken_back(rig: SwapRig, doubtful: Callable[[int], None]) -> None:
+    """Before its place is written again: else it would stand for another's bytes."""
+    swap = rig.open()
+    doubtful(1)
+    write(rig, 1, pages(0, 1), pages(0, 1))
+    assert rig.event() == WriteFailed(SegmentId(1), "disk I/O error")
+    write(rig, 2, pages(1, 1), pages(0, 1))
+    assert rig.event() == Written(SegmentId(2))
+    swap = rig.open()
+    assert numbers(swap.load()) == [2]
+    assert damaged(rig.folder, swap.load()) == []
+
+
+def test_a_pointer_that_a_failed_commit_left_behind_is_put_back(rig: SwapRig, doubtful: Callable[[int], None]) -> None:
+    """Before the target is written again; the segment is where it was, and was never lost."""
+    swap = rig.open()
+    write(rig, 1, pages(0, 1), pages(4, 1))
+    assert rig.event() == Written(SegmentId(1))
+    doubtful(1)
+    move = Move(pages(4, 1), pages(0, 1))
+    swap.move_stored(SegmentId(1), move)
+    assert rig.event() == MoveFailed(Place.SWAP, SegmentId(1), move, "disk I/O error")
+    write(rig, 2, pages(1, 1), pages(0, 1))
+    assert rig.event() == Written(SegmentId(2))
+    swap = rig.open()
+    assert [(each.record.segment, each.extent) for each in swap.load()] == [(2, pages(0, 1)), (1, pages(4, 1))]
     assert damaged(rig.folder, swap.load()) == []
 
 
