@@ -59,6 +59,12 @@ def test_nothing_is_moved_past_what_is_held() -> None:
     assert plan(arena, [], NO_LIMIT, overlapping=True) == ()
 
 
+def test_nothing_is_moved_that_does_not_make_the_largest_hole_larger() -> None:
+    """The largest is walled in; small ones could become one, and nobody would be served."""
+    arena = arena_of(16, pages(1, 1), pages(3, 1), pages(15, 1))
+    assert plan(arena, [pages(1, 1)], NO_LIMIT, overlapping=True) == ()
+
+
 def test_a_plan_keeps_to_its_limit() -> None:
     """What would cost more is not begun; of what can be done, the cheapest for its yield comes first."""
     arena = arena_of(40, pages(1, 8), pages(10, 2), pages(30, 2))
