@@ -7,7 +7,8 @@ left in the file, nothing is read that is not needed, and what the engine would 
 import math
 import os
 import struct
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
@@ -55,12 +56,16 @@ BLOCKS: Final = {
     40: (64, 36), 41: (128, 18), 42: (64, 18),
 }
 # fmt: on
+REPACKED_ROWS: Final = 8  # repacked weights interleave so many
 KV_BLOCKS: Final[dict[KvType, tuple[int, int]]] = {"q8_0": (32, 34), "f16": (1, 2)}
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """A model's shape. Lengths are in values, sizes in bytes; `head_count_kv` has one entry for each layer."""
+    """A model's shape. Lengths are in values, sizes in bytes; `head_count_kv` has one entry for each layer.
+
+    `matrices` are the bytes of the weights that llama.cpp could keep in another layout, by tensor type.
+    """
 
     architecture: str
     block_count: int
@@ -73,7 +78,12 @@ class GgufHeader:
     vocab_size: int
     has_chat_template: bool
     tensor_bytes: int
+    matrices: Mapping[int, int]
     file_size: int
+
+    def repacked_bytes(self, types: Collection[int]) -> int:
+        """What the copies of the weights take if tensors of these types are repacked."""
+        return sum(size for kind, size in self.matrices.items() if kind in types)
 
     def kv_bytes(self, cells: int, kv_type: KvType) -> int:
         """Bytes of a context's KV cache: for each of its cells and each layer a row of keys and one of values."""
@@ -195,21 +205,26 @@ class _Reader:
             raise self._refused("general.alignment is not a power of two")
         return alignment
 
-    def _tensors(self, count: int, alignment: int) -> int:
-        """Reads the tensors' places; returns their bytes. The last of them must end inside the file."""
+    def _tensors(self, count: int, alignment: int) -> tuple[int, dict[int, int]]:
+        """Reads the tensors' places; returns their bytes, and `matrices`. The last must end inside the file."""
         total = end = 0
+        matrices, embedding, output = Counter[int](), Counter[int](), False
         for _ in range(count):
             name = self._text()
-            values = math.prod(self._dimensions(name))
-            block, size = self._block(name)
+            dimensions = self._dimensions(name)
+            kind = self._kind(name)
+            block, size = BLOCKS[kind]
             offset = self._number(U64)
-            length = -(-values // block) * size
+            length = -(-math.prod(dimensions) // block) * size
             total += length
             end = max(end, offset + length)
+            output |= name == "output.weight"
+            if len(dimensions) > 1 and dimensions[1] % REPACKED_ROWS == 0:
+                (embedding if name == "token_embd.weight" else matrices)[kind] += length
         start = -(-self._file.tell() // alignment) * alignment
         if count and start + end > self._size:
             raise self._refused(f"it is truncated: its tensors need {start + end} bytes, the file has {self._size}")
-        return total
+        return total, dict(matrices if output else matrices + embedding)  # else the embedding is the output as well
 
     def _dimensions(self, name: str) -> list[int]:
         count = self._number(U32)
@@ -217,13 +232,13 @@ class _Reader:
             raise self._refused(f"tensor {name} has {count} dimensions")
         return [self._number(U64) for _ in range(count)]
 
-    def _block(self, name: str) -> tuple[int, int]:
+    def _kind(self, name: str) -> int:
         kind = self._number(U32)
         if kind not in BLOCKS:
             raise self._refused(f"tensor {name} has the unknown type {kind}")
-        return BLOCKS[kind]
+        return kind
 
-    def _shape(self, values: dict[str, Value], tensor_bytes: int) -> GgufHeader:
+    def _shape(self, values: dict[str, Value], tensors: tuple[int, dict[int, int]]) -> GgufHeader:
         architecture = values.get("general.architecture")
         if not isinstance(architecture, str):
             raise self._refused("it has no general.architecture")
@@ -242,7 +257,8 @@ class _Reader:
             context_length=number("context_length", 2**31 - 1),
             vocab_size=number("vocab_size", MAX_ARRAY, _length(values.get("tokenizer.ggml.tokens"))),
             has_chat_template="tokenizer.chat_template" in values,
-            tensor_bytes=tensor_bytes,
+            tensor_bytes=tensors[0],
+            matrices=tensors[1],
             file_size=self._size,
         )
 

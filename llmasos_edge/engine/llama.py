@@ -8,7 +8,7 @@ import re
 import sys
 import types
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,7 @@ VERSION: Final = "0.3.36"  # structures pass by value: any other version corrupt
 STEP_TOKENS: Final = 512  # n_batch and n_ubatch: the largest step is one ubatch, so an abort undoes all of it
 KV_TYPES: Final = {"f16": 1, "q8_0": 8}
 SEQUENCES_MAX: Final = 256
+LOAD_MODE_NONE: Final = 0  # llama_load_mode
 
 
 def _import_low_level() -> Any:
@@ -56,13 +57,25 @@ def _check_version(source: str) -> None:
 
 L: Final = _import_low_level()
 _log: Final[deque[str]] = deque(maxlen=20)
+_buffers: Final[Counter[str]] = Counter()
+_BUFFER: Final = re.compile(rb": +(\S+) +(\w+) +buffer size = +([\d.]+) MiB")
 
 
 @L.llama_log_callback  # type: ignore[untyped-decorator]
 def _keep_log(level: int, text: bytes, _data: object) -> None:
-    """Warnings and errors, for the message of a failed load (ggml: INFO 2, WARN 3, ERROR 4)."""
+    """Warnings and errors, for the message of a failed load (ggml: INFO 2, WARN 3, ERROR 4); and sizes of buffers."""
     if level in (3, 4):
         _log.append(text.decode(errors="replace").strip())
+    elif level == 2 and (found := _BUFFER.search(text)):
+        _buffers[f"{found[1].decode()} {found[2].decode()}"] += int(float(found[3]) * 2**20)
+
+
+def buffers() -> dict[str, int]:
+    """Bytes of the buffers of the model and context made last, as llama.cpp logs them (to 0.01 MiB), by name.
+
+    Such as "CPU_Mapped model", "CPU_REPACK model", "CPU KV", "CPU compute" and "CPU output".
+    """
+    return dict(_buffers)
 
 
 L.llama_log_set(_keep_log, None)
@@ -81,11 +94,18 @@ def set_fields(parameters: Any, **fields: object) -> Any:
 class LlamaModel:
     """Mapped weights and the vocabulary. Tokenising is thread-safe."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises EngineFailed for what llama.cpp refuses; a crafted file may kill the process instead."""
+    def __init__(self, path: Path, *, repack: bool = False, dry: bool = False) -> None:
+        """Raises EngineFailed for what llama.cpp refuses; a crafted file may kill the process instead.
+
+        `repack`: copy the weights into a layout that suits this CPU, where there is one. `dry`: have no weights, and
+        make contexts that only say how large their buffers would be (with mapped weights llama.cpp would abort).
+        """
         L.llama_backend_init()
         _log.clear()
-        parameters = set_fields(L.llama_model_default_params(), use_extra_bufts=False)
+        _buffers.clear()
+        parameters = set_fields(L.llama_model_default_params(), use_extra_bufts=repack, no_alloc=dry)
+        if dry:
+            set_fields(parameters, load_mode=LOAD_MODE_NONE)
         self.pointer = L.llama_model_load_from_file(bytes(path), parameters)
         if not self.pointer:
             raise EngineFailed(f"llama.cpp refuses {path.name}: {'; '.join(_log) or 'no reason given'}")
@@ -144,6 +164,8 @@ class LlamaContext:
             no_perf=True,
         )
         _log.clear()
+        for name in [name for name in _buffers if not name.endswith(" model")]:
+            del _buffers[name]
         self.pointer = L.llama_init_from_model(model.pointer, parameters)
         if not self.pointer:
             raise EngineFailed(f"no context of {cells} cells: {'; '.join(_log) or 'no reason given'}")

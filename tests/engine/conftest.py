@@ -12,6 +12,7 @@ from llmasos_edge.engine.kv_pool import KvPool
 from llmasos_edge.engine.llama import L, LlamaModel, set_fields
 from llmasos_edge.engine.protocol import CONTROL_PAGE, Load
 from llmasos_edge.kernel.units import ModelId
+from tests.quantized import quantized
 
 LAYERS, KEPT = 30, 3
 ARENA = 32 << 20
@@ -29,6 +30,13 @@ def cut_model(path: Path) -> Path:
     )
     assert L.llama_model_quantize(bytes(source), bytes(path), ctypes.byref(parameters)) == 0
     return path
+
+
+@pytest.fixture(scope="session")
+def quantizations() -> dict[str, Path]:
+    """The default model as other quantizations, by kind."""
+    source = Path(os.environ["LLMASOS_MODELS"]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return {kind: quantized(source, Path(".state/cache/models"), kind) for kind in ("Q4_0", "Q8_0", "Q4_K_M")}
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,7 @@ def test_shape(tmp_path: Path, version: int) -> None:
         vocab_size=3,
         has_chat_template=True,
         tensor_bytes=136,
+        matrices={},
         file_size=len(content),
     )
 
@@ -184,3 +185,17 @@ def test_truncation_anywhere(tmp_path: Path, length: int) -> None:
     """A file cut off at any place is refused."""
     with pytest.raises(StoreError):
         read(tmp_path, VALID[:length])
+
+
+def test_what_repacking_takes(quantizations: dict[str, Path]) -> None:
+    """As many bytes as llama.cpp was seen to take for Q4_0 and Q4_K (types 2 and 12); other types count for nothing.
+
+    An embedding that is the output too is copied as well: then Q8_0 (type 8) would be all matrices.
+    """
+    taken = {kind: read_header(path).repacked_bytes({2, 12}) / 2**20 for kind, path in quantizations.items()}
+    assert taken == {
+        kind: pytest.approx(size, abs=0.01) for kind, size in {"Q4_0": 56.95, "Q8_0": 0, "Q4_K_M": 7.59}.items()
+    }
+    assert (
+        read_header(quantizations["Q8_0"]).repacked_bytes({8}) > 0.99 * read_header(quantizations["Q8_0"]).tensor_bytes
+    )
