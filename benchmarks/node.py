@@ -45,7 +45,10 @@ def model_file() -> Path:
 
 
 class BenchNode:
-    """A context: the daemon runs inside it. `command`: the module that is the daemon; `loaded`: with its model."""
+    """A context: the daemon runs inside it. `command`: the module that is the daemon; `loaded`: with its model.
+
+    `config` is its node file, which a benchmark may write anew and have reloaded.
+    """
 
     def __init__(self, *command: str, loaded: bool = True) -> None:
         model_file()
@@ -55,9 +58,9 @@ class BenchNode:
         STATE.mkdir(parents=True, exist_ok=True)
         self._state = Path(tempfile.mkdtemp(prefix="node-", dir=STATE))
         self._runtime = Path(tempfile.mkdtemp(prefix="llmasos-bench-"))  # a socket's path must be short (unix(7))
-        config = self._state / "node.yaml"
-        config.write_text(SPEC.format(model=MODEL, pin=str(self._loaded).lower()))
-        places = ["--config", str(config), "--state", str(self._state / "state"), "--runtime", str(self._runtime)]
+        self.config = self._state / "node.yaml"
+        self.config.write_text(SPEC.format(model=MODEL, pin=str(self._loaded).lower()))
+        places = ["--config", str(self.config), "--state", str(self._state / "state"), "--runtime", str(self._runtime)]
         with (self._state / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [*self._command, *places],

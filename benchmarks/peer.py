@@ -12,7 +12,7 @@ from typing import Any, Final
 from benchmarks.node import ROOT
 from image.requirements import engine_source
 from image.steps import run
-from llmasos_edge.engine.llama import VERSION
+from llmasos_edge.engine.version import VERSION
 
 NAME: Final = "llama-batched-bench"
 VARIABLE: Final = "LLMASOS_BATCHED_BENCH"

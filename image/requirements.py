@@ -8,7 +8,7 @@ from typing import Final
 
 from image import ROOT
 from image.steps import run
-from llmasos_edge.engine.llama import VERSION
+from llmasos_edge.engine.version import VERSION
 
 PIP: Final = (sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check")
 

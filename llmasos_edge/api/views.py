@@ -1,7 +1,6 @@
 """What callers see of the kernel: its tasks, models and memory as JSON values."""
 
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Mapping
 
 from llmasos_edge.ipc.messages import class_name
 from llmasos_edge.kernel.dispatcher import Kernel
@@ -12,8 +11,6 @@ from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Milliseconds
 
 Json = dict[str, object]
-Measure = Callable[[], Mapping[str, int]]  # region or model name -> bytes that the system reports
-DAEMON: Final = "daemon"
 
 
 def task_row(task: Task, now: Milliseconds) -> Json:
@@ -75,20 +72,21 @@ def model_row(processor: Processor, now: Milliseconds) -> Json:
         "pinned": processor.limits.pinned,
         "running": len(processor.running),
         "ready": len(processor.ready),
+        "weights": _weights(processor),
         "deterministic": processor.details.get("deterministic"),
         "sandbox": processor.details.get("sandbox"),
     }
 
 
 def memory(kernel: Kernel, measured: Mapping[str, int]) -> Json:
-    """The shape of `mem`."""
+    """The shape of `mem`. `measured`: region name -> bytes that the system reports."""
     ledger = kernel.loader.ledger
     models = [
         {
             "id": each.model,
             "state": each.state,
             "charged": each.bytes,
-            "measured": measured.get(each.model, 0),
+            "measured": sum(measured.get(region.name, 0) for region in each.regions),
         }
         for each in kernel.loader.processors()
     ]
@@ -130,6 +128,13 @@ def swap(swapper: Swapper) -> Json:
         "read": done.read,
         "read_bytes_per_s": None if rate is None else int(rate * 1000),
     }
+
+
+def _weights(processor: Processor) -> str | None:
+    """How a loaded model's weights lie in memory."""
+    if not processor.regions:
+        return None
+    return "repacked" if any(region.name.endswith(".repacked") for region in processor.regions) else "mapped"
 
 
 def _region(name: str, kind: str, size: int, measured: Mapping[str, int]) -> Json:

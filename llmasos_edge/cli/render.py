@@ -173,6 +173,8 @@ def models(rows: Sequence[Row]) -> None:
             Column("KV", lambda row: row.get("kv"), optional=True),
             Column("PINNED", lambda row: row.get("pinned")),
             Column("DETERMINISTIC", lambda row: (row.get("selftest") or {}).get("deterministic"), optional=True),
+            Column("WEIGHTS", lambda row: row.get("weights"), optional=True),
+            Column("ESTIMATE", _estimate, right=True, optional=True),
             Column("LICENCE", lambda row: row.get("licence")),
         ],
         rows,
@@ -188,6 +190,14 @@ def model_state(row: Row) -> str:
 
 def _ago(ms: float | None) -> str | None:
     return None if ms is None else f"{duration(ms)} ago"
+
+
+def _estimate(row: Row) -> str | None:
+    """By how much the charge of the model's first load, before anything was learnt of it, was off what it then took."""
+    first = (row.get("memory") or {}).get("first") or {}
+    if not first.get("measured"):
+        return None
+    return f"{100 * (first['charged'] / first['measured'] - 1):+.1f} %"
 
 
 def apps(rows: Sequence[Row]) -> None:

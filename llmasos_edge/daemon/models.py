@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from llmasos_edge.api.calls import Json, Progressed
 from llmasos_edge.engine.gguf import read_header
 from llmasos_edge.errors import Internal, LLMasOSError
@@ -33,7 +35,12 @@ class NodeModels:
         stored = self._store.find(name)
         if stored is None:
             return {"id": name, "state": "missing"}
-        return _shape(stored) | {"licence": stored.licence, "source": stored.source, "selftest": stored.selftest}
+        return _shape(stored) | {
+            "licence": stored.licence,
+            "source": stored.source,
+            "selftest": stored.selftest,
+            "memory": msgspec.to_builtins(stored.memory),
+        }
 
     def missing(self) -> list[str]:
         """Configured models that are not on disk."""
@@ -77,6 +84,13 @@ class Errands:
             else:
                 self._post(partial(done, result))
 
+        self._begin(errand)
+
+    def aside(self, work: Callable[[], object]) -> None:
+        """Work that nobody waits for."""
+        self.run(work, lambda _: None, lambda error: log.error("%s", error.message))
+
+    def _begin(self, errand: Callable[[], None]) -> None:
         self._threads = {thread for thread in self._threads if thread.is_alive()}
         thread = threading.Thread(target=errand, name="errand", daemon=True)  # a download must not hold up the end
         self._threads.add(thread)

@@ -23,13 +23,14 @@ from llmasos_edge.config.load import load_node
 from llmasos_edge.config.node import NodeConfig, effective
 from llmasos_edge.daemon import settings
 from llmasos_edge.daemon.apps import NodeApps
+from llmasos_edge.daemon.estimates import Estimates
 from llmasos_edge.daemon.kernel_loop import KernelLoop, monotonic_ms
 from llmasos_edge.daemon.link import Link
 from llmasos_edge.daemon.machine import DAEMON_BYTES, Hardware
+from llmasos_edge.daemon.meter import Meter
 from llmasos_edge.daemon.models import Errands, NodeModels
 from llmasos_edge.daemon.state_lock import StateLock
 from llmasos_edge.engine.protocol import Answer, Command
-from llmasos_edge.engine.sandbox import FULL
 from llmasos_edge.errors import ConfigError, LLMasOSError, ShuttingDown
 from llmasos_edge.ipc.control import ControlServer
 from llmasos_edge.kernel import hal
@@ -129,7 +130,7 @@ class Node:
         self.door = Door(config.name, self.boot, self.journal, accepting, clocks, self.loop.post)
         self.hardware = Hardware(
             models=settings.models(config),
-            store=store,
+            estimates=Estimates(store, self._errands.aside),
             room=settings.room(config),
             memory=self._memory,
             cores=cores,
@@ -146,6 +147,7 @@ class Node:
             targets=settings.targets(config.scheduler),
             userland=self.door,
         )
+        self._meter = Meter(self.hardware, self.kernel.loader, self._errands, self.loop.post, self._handle)
         self.dispatcher = Dispatcher(self.kernel)
         self.syscalls = Syscalls(self.dispatcher)
         self.door.open(self.syscalls, self.trace)
@@ -244,6 +246,7 @@ class Node:
     def poll(self) -> None:
         """Once a second, on the main thread."""
         self.link.poll()
+        self._meter.poll(monotonic_ms())
 
     def _start_loop(self) -> None:
         self.loop.start(self.dispatcher, [(self.apps.next_tick, self.apps.tick), (self._next_beat, self._beat)])
@@ -276,16 +279,16 @@ class Node:
         else:
             self.link.start()
             self._replay()
-        for model in self.config.models:
-            if model.pin:
-                self._load_pinned(ModelId(model.name))
-        self._check_ready()
+        self._meter.estimate(self._load_pinned)
 
-    def _load_pinned(self, model: ModelId) -> None:
-        try:
-            self.syscalls.load(model, monotonic_ms())
-        except LLMasOSError as error:
-            log.error("%s is not loaded: %s", model, error.message)
+    def _load_pinned(self) -> None:
+        for model in self.config.models:
+            try:
+                if model.pin and not self.syscalls.closing:
+                    self.syscalls.load(ModelId(model.name), monotonic_ms())
+            except LLMasOSError as error:
+                log.error("%s is not loaded: %s", model.name, error.message)
+        self._check_ready()
 
     def _replay(self) -> None:
         for entry in self.journal.pending():
@@ -350,9 +353,9 @@ class Node:
             self.tokens += message.decoded
             self.dispatcher.report(model, message, now)
         elif isinstance(message, hal.Event):
+            self._meter.learn(model, message)
             self.dispatcher.handle(message, now)
             if isinstance(message, hal.Loaded):
-                _check_sandbox(message)
                 self._check_ready()
         else:
             log.error("worker of %s sent a %s", model, type(message).__name__)
@@ -371,6 +374,7 @@ class Node:
         if now - self._metrics_at >= METRICS_EVERY_MS:
             self._metrics_at = now
             self.link.metrics(now)
+            self._meter.estimate(lambda: None)
         if self._retry_at is not None and self._retry_at <= now:
             self._retry_at = None
             self._start_models()
@@ -404,11 +408,7 @@ class Node:
         return effective(self.config)
 
     def measured(self) -> Mapping[str, int]:
-        """Proportional set sizes, in bytes: the daemon, and each model's worker."""
-        pids = {"daemon": os.getpid()}
-        pids |= {model: worker.process.pid for model, worker in self.hardware.workers.items() if worker.alive}
-        memory = {name: monitor.process_memory(pid) for name, pid in pids.items()}
-        return {name: each.pss for name, each in memory.items() if each is not None}
+        return self._meter.measured()
 
     def reload(self) -> Json:
         """Take up a changed node file, and its apps. Raises LLMasOSError; nothing has changed then."""
@@ -429,12 +429,3 @@ class Node:
                 log.error("not reloaded: %s", error.message)
 
         self.loop.post(run)
-
-
-def _check_sandbox(loaded: hal.Loaded) -> None:
-    sandbox = loaded.details.get("sandbox")
-    if sandbox != FULL:
-        log.warning(
-            "the worker of %s has less of a sandbox than it could have, %s of %s: this kernel offers no more",
-            *(loaded.model, sandbox, FULL),
-        )

@@ -81,6 +81,11 @@ class GgufHeader:
     matrices: Mapping[int, int]
     file_size: int
 
+    @property
+    def shape(self) -> tuple[str | int, ...]:
+        """The same for all quantizations of one model."""
+        return self.architecture, self.block_count, self.embedding_length, self.head_count, self.vocab_size
+
     def repacked_bytes(self, types: Collection[int]) -> int:
         """What the copies of the weights take if tensors of these types are repacked."""
         return sum(size for kind, size in self.matrices.items() if kind in types)

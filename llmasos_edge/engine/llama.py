@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from llmasos_edge.engine.version import VERSION
 from llmasos_edge.errors import EngineFailed, Panic
 
-VERSION: Final = "0.3.36"  # structures pass by value: any other version corrupts memory
 STEP_TOKENS: Final = 512  # n_batch and n_ubatch: the largest step is one ubatch, so an abort undoes all of it
 KV_TYPES: Final = {"f16": 1, "q8_0": 8}
 SEQUENCES_MAX: Final = 256

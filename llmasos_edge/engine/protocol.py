@@ -14,7 +14,6 @@ from llmasos_edge.errors import Panic
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.units import ModelId, SequenceId, TaskId, Tokens
 
-LLAMA_CPP: Final = "0.3.36"  # of llama-cpp-python: structures pass by value, so any other version corrupts memory
 FRAME_MAX: Final = 8 << 20
 CONTROL_PAGE: Final = 4096  # bytes before the arena in a model's memfd: byte 0 is the abort byte, byte 1 stays 0
 _LENGTH: Final = struct.Struct(">I")
@@ -60,7 +59,7 @@ class Program(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """The first message to a worker. `kv` is q8_0 or f16; `cells` is the context's n_ctx."""
+    """The first message to a worker. `kv` is q8_0 or f16; `cells` is the context's n_ctx; `repack`: see LlamaModel."""
 
     model: ModelId
     path: str
@@ -70,6 +69,7 @@ class Load(msgspec.Struct, frozen=True):
     kv: str
     exact: bool
     threads: int
+    repack: bool = False
 
 
 class Prepare(msgspec.Struct, frozen=True):

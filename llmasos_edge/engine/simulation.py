@@ -83,6 +83,13 @@ class SimulatedMachine:
     def fingerprint(self, model: ModelId) -> str:
         return self.fingerprints.get(model, "")
 
+    def alternatives(self, model: ModelId, room: Bytes) -> tuple[hal.Alternative, ...]:
+        """A smaller pool."""
+        found = self._models[model]
+        cells = (room - found.weights) // found.limits.cell_bytes
+        needed = Bytes(found.weights + cells * found.limits.cell_bytes)
+        return (hal.Alternative({"kv_pool": cells}, needed),) if cells > 0 else ()
+
     def load_timeout(self, model: ModelId) -> Milliseconds:
         return LOAD_TIMEOUT
 

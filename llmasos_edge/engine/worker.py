@@ -19,7 +19,7 @@ from llmasos_edge.engine.chat import ChatTemplate, Prompt
 from llmasos_edge.engine.gang import Gang
 from llmasos_edge.engine.grammar import grammar_of, parse_answer
 from llmasos_edge.engine.kv_pool import PREFIX_MIN, KvPool
-from llmasos_edge.engine.llama import STEP_TOKENS, L, LlamaModel
+from llmasos_edge.engine.llama import STEP_TOKENS, L, LlamaModel, buffers
 from llmasos_edge.engine.load_progress import LoadProgress
 from llmasos_edge.engine.mailbox import Mailbox
 from llmasos_edge.engine.protocol import (
@@ -59,7 +59,8 @@ class Worker:
         self._works: dict[TaskId, Work] = {}
         self._progress = LoadProgress(lambda fraction: self._send(Loading(load.model, fraction)))
         self._progress.read(Path(load.path))
-        self._model = LlamaModel(Path(load.path))
+        self._model = LlamaModel(Path(load.path), repack=load.repack)
+        self._memory = _memory()
         bos, eos = (int(f(self._model.vocabulary)) for f in (L.llama_vocab_bos, L.llama_vocab_eos))
         names = {"bos": self._model.special_text(bos), "eos": self._model.special_text(eos)}
         self._chat = ChatTemplate(self._model.chat_template, **names)
@@ -106,6 +107,7 @@ class Worker:
             "deterministic": "yes" if self._load.exact else "approximate",
             "step_tokens": STEP_TOKENS,
             "sandbox": self._closed,
+            "memory": self._memory,
         }
 
     def _warm_up_step(self, position: int, count: int) -> float:
@@ -204,6 +206,17 @@ def _prefix(prompt: Prompt, program: Program) -> tuple[int, int]:
     owner = program.owner if prompt.written and not program.public else ""
     told = owner.encode() + b"\0" + prompt.tokens[:length].tobytes()
     return int.from_bytes(blake2b(told, digest_size=7).digest()), length
+
+
+def _memory() -> dict[str, int]:
+    """Once the model is loaded: bytes of repacked weights, and of all else that is this process's own (proc(5)).
+
+    By way of a task of its own, which is what the sandbox leaves of /proc.
+    """
+    lines = Path(f"/proc/self/task/{os.getpid()}/status").read_text().splitlines()
+    own = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "VmPTE:")))
+    repacked = sum(size for name, size in buffers().items() if name.endswith("REPACK model"))
+    return {"repacked": repacked, "runtime": own - repacked}
 
 
 def _receive_load(connection: socket.socket) -> Load:

@@ -1,15 +1,12 @@
 """The dispatcher: hears what happened, asks the policy, and makes it so; the only caller of hal."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Final
 
 from llmasos_edge.errors import (
     DeadlineExceeded,
-    EngineFailed,
-    LLMasOSError,
     Panic,
     PromptTooLong,
     UnknownModel,
@@ -19,9 +16,7 @@ from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.leases import Leases
 from llmasos_edge.kernel.loader import Loader
 from llmasos_edge.kernel.memory.backing import SwapEvent
-from llmasos_edge.kernel.memory.replacement import Replacement
-from llmasos_edge.kernel.memory.residency import Load
-from llmasos_edge.kernel.processor import PREPARE_MS, Phase, Processor
+from llmasos_edge.kernel.processor import Phase, Processor
 from llmasos_edge.kernel.scheduling.batch import Targets
 from llmasos_edge.kernel.scheduling.lengths import Lengths
 from llmasos_edge.kernel.scheduling.scheduler import Scheduler
@@ -32,8 +27,8 @@ from llmasos_edge.kernel.task_table import TaskTable
 from llmasos_edge.kernel.trace import Trace
 from llmasos_edge.kernel.turns import Turns
 from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, TaskId
+from llmasos_edge.kernel.workers import Workers
 
-DEATHS_ALONE: Final = 2  # then a task is what kills the worker
 IDLE_MS: Final = 1_000
 COMPACT_STEP: Final = Bytes(8 << 20)  # bytes moved at once: some milliseconds
 COMPACT_EVERY_MS: Final = 50
@@ -61,6 +56,7 @@ class Dispatcher:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel: Final = kernel
         self.turns: Final = Turns()
+        self.workers: Final = Workers(kernel.loader, kernel.swapper, kernel.table, kernel.trace, self)
         self._seats = Seats(kernel.table, kernel.swapper, kernel.trace)
         self._leases = Leases(kernel.loader, kernel.trace)
         self._lengths = Lengths()
@@ -96,7 +92,7 @@ class Dispatcher:
         processor.urgent |= task.state is State.RUNNING and outcome.error is not None
         if outcome.error is None and task.state is State.RUNNING and task.submission.session is not None:
             self._seats.keep(processor, task)
-        self._leave(processor, task)
+        self.leave(processor, task)
         if task.prepared or task.preparing:
             processor.stop_preparing(task, now)
             processor.worker.forget(task.id)
@@ -120,7 +116,7 @@ class Dispatcher:
         if following is not None and following.state is State.BLOCKED:
             self.prepare(following, now)
 
-    def _leave(self, processor: Processor, task: Task) -> None:
+    def leave(self, processor: Processor, task: Task) -> None:
         """Take the task off the queue that it is on, and its sequence away."""
         if task.state is State.READY:
             processor.ready.remove(task)
@@ -155,12 +151,10 @@ class Dispatcher:
 
     def handle(self, event: hal.Event, now: Milliseconds) -> None:
         match event:
-            case hal.Loading():
-                self.kernel.loader.loading(event, now)
-            case hal.Loaded():
-                self.kernel.loader.loaded(event, now)
+            case hal.Loading() | hal.Loaded() | hal.Measured():
+                self.kernel.loader.heard(event, now)
             case hal.Died():
-                self._died(self.processor(event.model), event.why, now)
+                self.workers.died(self.processor(event.model), event.why, now)
             case hal.Report():
                 raise Panic("Dispatcher.handle: a report needs its model: call `report`")
             case hal.Saved():
@@ -261,53 +255,6 @@ class Dispatcher:
             task.text.append(progress.text)
             self.kernel.userland.delta(task, progress.text)
 
-    def _died(self, processor: Processor, why: str, now: Milliseconds) -> None:
-        """The worker is gone. Who was in it runs again, one at a time; nobody else is touched.
-
-        A model that could not be loaded is tried once more: its worker may have been the victim, not the culprit.
-        """
-        was_loading = processor.phase is not Phase.LOADED
-        hopeless = was_loading and processor.load_failed
-        processor.load_failed = was_loading and not hopeless
-        processor.wanted = processor.limits.pinned and not hopeless
-        victims = [*processor.running.values(), *processor.preparing.values()]
-        alone = len(victims) == 1 and victims[0].suspect
-        self.kernel.loader.unloaded(processor, now)
-        self.kernel.trace.record(now, "worker.died", model=processor.model, why=why, tasks=[t.id for t in victims])
-        mine = self._evacuate_all(processor, now)
-        for task in victims:
-            task.deaths_alone += alone
-            if alone and task.kv is not None:
-                self.kernel.swapper.drop(task.kv)  # it may be what kills the worker
-            if not task.suspect:
-                task.suspect = True
-                processor.suspects.append(task)
-        for task in mine:
-            if hopeless:
-                self.end(task, Outcome(error=EngineFailed(f"{task.model} could not be loaded: {why}")), now)
-            elif task.deaths_alone >= DEATHS_ALONE:
-                text = f"the worker of {task.model} died {DEATHS_ALONE} times running this task alone: {why}"
-                self.end(task, Outcome(error=EngineFailed(text)), now)
-
-    def _evacuate_all(self, processor: Processor, now: Milliseconds) -> list[Task]:
-        """All live tasks of the model; nothing of them is left in the worker."""
-        self.kernel.swapper.abandon(processor.model)
-        processor.saving = 0
-        mine = [task for task in self.kernel.table.live() if task.model == processor.model]
-        for task in mine:
-            self._evacuate(processor, task, now)
-        return mine
-
-    def _evacuate(self, processor: Processor, task: Task, now: Milliseconds) -> None:
-        """Nothing of the task is left in the worker."""
-        self._leave(processor, task)
-        processor.stop_preparing(task, now)
-        task.start_over()
-        if task.state in (State.READY, State.RUNNING, State.NEW):
-            task.move(State.BLOCKED, now, "model")
-        if task.state is State.BLOCKED and task.reason == "model":
-            processor.unprepared.append(task)
-
     # ---- time
 
     def tick(self, now: Milliseconds) -> None:
@@ -322,12 +269,7 @@ class Dispatcher:
         if self._compact_at is not None and self._compact_at <= now:
             moved = self.kernel.swapper.segments.compact(COMPACT_STEP)
             self._compact_at = Milliseconds(now + COMPACT_EVERY_MS) if moved else None
-        for processor in self.processors():
-            overdue = [by for by in (processor.expect_by, processor.prepare_by) if by is not None and by <= now]
-            if overdue and processor.engine is not None:
-                processor.expect_by = processor.prepare_by = None
-                self.kernel.trace.record(now, "worker.hung", model=processor.model)
-                processor.engine.kill()
+        self.workers.check_hung(now)
 
     def next_tick(self) -> Milliseconds | None:
         """The moment at which `tick` has something to do; None: not before the next event."""
@@ -344,16 +286,11 @@ class Dispatcher:
 
     def dispatch(self, now: Milliseconds) -> None:
         """Load what is waited for, seat who may run, and renew every lease that needs it."""
-        for processor in self.processors():
-            going = processor.stale or processor.leaving
-            if going and processor.phase is Phase.LOADED and processor.empty and not processor.busy:
-                processor.wanted = processor.stale and processor.limits.pinned
-                self.drop(processor, now)
-        self._make_resident(now)
+        self.workers.make_resident(self.kernel.targets.model_wait_ms, now)
         for processor in self.processors():
             if processor.phase is Phase.LOADED:
                 if not processor.draining:
-                    self._prepare_waiting(processor, now)
+                    self.workers.prepare_waiting(processor, now)
                 processor.quantum_ms = self.kernel.targets.quantum_ms
                 self._seats.fill(processor, self.kernel.scheduler, now)
             processor.note_turn(now)
@@ -366,71 +303,6 @@ class Dispatcher:
             self._worked, self._compact_at = True, None
         elif self._worked:
             self._worked, self._compact_at = False, Milliseconds(now + IDLE_MS)
-
-    def _make_resident(self, now: Milliseconds) -> None:
-        """Drop, drain and load models as residency has it."""
-        plan = self.kernel.loader.plan(self.kernel.targets.model_wait_ms, now)
-        for processor in self.processors():
-            draining, processor.draining = processor.draining, processor.model in plan.drained
-            if processor.draining and not draining:
-                self.kernel.trace.record(now, "model.draining", model=processor.model, by=plan.drained_for)
-            if processor.draining:
-                self._keep_out(processor, now)
-        for load in plan.loads:
-            with suppress(LLMasOSError):  # its tasks have heard of it
-                self.load(self.processor(load.model), load, now)
-
-    def _keep_out(self, processor: Processor, now: Milliseconds) -> None:
-        """It is drained: who has begun goes on to its end, all others wait outside."""
-        for task in tuple(processor.ready):
-            if not (task.computed or task.generated):
-                processor.ready.remove(task)
-                task.move(State.BLOCKED, now, "model")
-                processor.unprepared.append(task)
-
-    def load(self, processor: Processor, place: Load | Replacement, now: Milliseconds) -> None:
-        """Start loading it there. Raises EngineFailed if no worker can be started: its tasks have ended with that."""
-        try:
-            for model in place.victims:
-                victim = self.processor(model)
-                self.kernel.loader.displace(victim, processor.model, now)
-                self._evacuate_all(victim, now)
-            self.kernel.loader.spare(place.spared)
-            self.kernel.loader.load(processor, now)
-            processor.due = isinstance(place, Load) and place.due
-        except LLMasOSError as error:
-            processor.load_failed = True
-            self._died(processor, error.message, now)
-            raise
-
-    def drop(self, processor: Processor, now: Milliseconds) -> None:
-        """At once, or as soon as what is being saved is. Raises BadRequest if it is busy.
-
-        Tasks that are suspended in it start over when they are resumed.
-        """
-        if processor.saving and not processor.busy:
-            processor.leaving = True
-            return
-        self.kernel.loader.drop(processor, now)
-        self._evacuate_all(processor, now)
-
-    def _prepare_waiting(self, processor: Processor, now: Milliseconds) -> None:
-        """In quarantine only the first suspect is prepared, and alone: nobody else must be blamed for it."""
-        while processor.unprepared:
-            suspect = processor.quarantined
-            if suspect and (processor.running or processor.preparing or suspect not in processor.unprepared):
-                return
-            task = suspect or processor.unprepared[0]
-            processor.unprepared.remove(task)
-            if task.prepared:  # it was kept out for a while
-                task.move(State.READY, now)
-                processor.enqueue(task)
-                continue
-            task.preparing = True
-            task.move(State.NEW, now)
-            processor.preparing[task.id] = task
-            processor.prepare_by = processor.prepare_by or Milliseconds(now + PREPARE_MS)
-            processor.worker.prepare(task)
 
     # ---- who is there
 

@@ -57,6 +57,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """Settings of a model with which it would fit, and what it would need then."""
+
+    change: dict[str, object]
+    needed: Bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """A saved segment as a worker reads it: the state of tokens [start, end) of a task, in `extent` of the arena.
 
@@ -128,6 +136,9 @@ class Machine(Protocol):
 
     def fingerprint(self, model: ModelId) -> str:
         """What saved KV state of the model is bound to: under another one it means nothing."""
+
+    def alternatives(self, model: ModelId, room: Bytes) -> tuple[Alternative, ...]:
+        """What would fit into so much room in place of the model as it is."""
 
     def load_timeout(self, model: ModelId) -> Milliseconds: ...
 
@@ -246,4 +257,12 @@ class Finished:
     error: dict[str, object] | None = None
 
 
-Event = Loading | Loaded | Died | Prepared | Refused | Saved | Restored | Resized | Report | Finished
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the worker takes now, the arena aside."""
+
+    model: ModelId
+    bytes: Bytes
+
+
+Event = Measured | Loading | Loaded | Died | Prepared | Refused | Saved | Restored | Resized | Report | Finished

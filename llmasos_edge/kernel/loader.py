@@ -6,12 +6,15 @@ from typing import Final
 
 from llmasos_edge.errors import BadRequest, NoMemory, Panic
 from llmasos_edge.kernel import hal
-from llmasos_edge.kernel.memory.budget import Ledger
+from llmasos_edge.kernel.admission import never_fits
+from llmasos_edge.kernel.memory.budget import Ledger, Region
 from llmasos_edge.kernel.memory.replacement import Policy, Replacement, Resident, cost
 from llmasos_edge.kernel.memory.residency import Claimant, Occupant, Plan, plan
 from llmasos_edge.kernel.processor import Phase, Processor
 from llmasos_edge.kernel.trace import Trace
 from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, Priority
+
+OUTGROWN: Final = 32 << 20  # bytes beyond what a worker was charged when it was loaded
 
 
 class Loader:
@@ -50,18 +53,8 @@ class Loader:
         )
         if needed <= room:
             return
-        kv = sum(region.bytes for region in regions if region.kind == "kv")
-        cells = (room - (needed - kv)) // max(1, processor.limits.cell_bytes)
-        fits = f"a pool of {cells} cells would fit" if cells >= 256 else "a smaller quantization is needed"
-        raise NoMemory(
-            f"{processor.model} needs {needed >> 20} MiB, and the budget leaves {room >> 20} MiB for models: {fits}",
-            details={
-                "needed": needed,
-                "budget": self.ledger.budget,
-                "available": room,
-                "would_fit_cells": max(0, cells),
-            },
-        )
+        alternatives = self.machine.alternatives(processor.model, Bytes(room))
+        raise never_fits(processor.model, Bytes(needed), self.ledger.budget, Bytes(room), alternatives)
 
     def _pinned(self, beside: Processor) -> int:
         """Bytes of the other models that are never dropped, loaded or still to be."""
@@ -130,6 +123,7 @@ class Loader:
         if not self.ledger.charge(*regions):
             raise Panic(f"Loader.load: {self._needed(processor)} bytes for {processor.model} are not free")
         processor.regions, processor.phase = regions, Phase.LOADING
+        processor.grown, processor.outgrown = Bytes(0), False
         processor.engine = self.machine.load(processor.model)
         processor.load_began, processor.progress = now, 0.0
         processor.expect_by = Milliseconds(now + self.machine.load_timeout(processor.model))
@@ -138,13 +132,22 @@ class Loader:
     def _needed(self, processor: Processor) -> Bytes:
         return Bytes(sum(region.bytes for region in self.machine.footprint(processor.model)))
 
-    def loading(self, event: hal.Loading, now: Milliseconds) -> None:
+    def heard(self, event: hal.Loading | hal.Loaded | hal.Measured, now: Milliseconds) -> None:
+        match event:
+            case hal.Loading():
+                self._loading(event, now)
+            case hal.Loaded():
+                self._loaded(event, now)
+            case hal.Measured():
+                self._measured(event, now)
+
+    def _loading(self, event: hal.Loading, now: Milliseconds) -> None:
         processor = self._processors[event.model]
         if processor.phase is Phase.LOADING:
             processor.progress = event.fraction
             self._trace.tell(now, "model.loading", model=processor.model, progress=event.fraction)
 
-    def loaded(self, event: hal.Loaded, now: Milliseconds) -> None:
+    def _loaded(self, event: hal.Loaded, now: Milliseconds) -> None:
         processor = self._processors[event.model]
         if processor.phase is not Phase.LOADING:
             return  # it was dropped meanwhile
@@ -156,6 +159,25 @@ class Loader:
         if isinstance(step, float) and isinstance(prefill, float):
             processor.rates.step_ms, processor.rates.prefill_ms = step, prefill
         self._trace.record(now, "model.loaded", model=processor.model, **event.details)
+
+    def _measured(self, event: hal.Measured, now: Milliseconds) -> None:
+        """A worker takes so much. What it was not charged for is charged now, if there is room.
+
+        One that is far beyond its charge is killed: its tasks are resumed in another one.
+        """
+        processor = self._processors[event.model]
+        charged = sum(region.bytes for region in processor.regions)
+        beyond = Bytes(event.bytes - charged)
+        if processor.phase is not Phase.LOADED or beyond <= 0:
+            return
+        if processor.grown + beyond > OUTGROWN:
+            processor.outgrown = True
+            self._trace.record(now, "worker.outgrown", model=event.model, measured=event.bytes, charged=charged)
+            processor.worker.kill()
+            return
+        larger = replace(processor.regions[-1], bytes=Bytes(processor.regions[-1].bytes + beyond))
+        if self.ledger.adjust(larger):
+            processor.regions, processor.grown = (*processor.regions[:-1], larger), Bytes(processor.grown + beyond)
 
     def drop(self, processor: Processor, now: Milliseconds) -> None:
         """Raises BadRequest if tasks want it: such a model is dropped only for another one, and when it is empty."""
@@ -196,7 +218,9 @@ class Loader:
                 processor.configure(limits)
             else:
                 processor.limits = replace(processor.limits, pinned=limits.pinned)
-                changed = limits != processor.limits or self.machine.footprint(processor.model) != processor.regions
+                changed = limits != processor.limits or _settled(self.machine.footprint(processor.model)) != _settled(
+                    processor.regions
+                )
                 processor.stale = changed or processor.model in removed
             processor.wanted &= limits.pinned
 
@@ -232,3 +256,8 @@ def _occupant(processor: Processor, now: Milliseconds) -> Occupant:
         draining=processor.draining,
         due=processor.due,
     )
+
+
+def _settled(regions: Collection[Region]) -> set[Region]:
+    """Those that follow from the settings; the others are also corrected by what is measured."""
+    return {region for region in regions if region.kind in ("weights", "kv")}

@@ -37,6 +37,8 @@ class Processor:
         self.phase = Phase.UNLOADED
         self.engine: Engine | None = None
         self.regions: tuple[Region, ...] = ()
+        self.grown = Bytes(0)  # charged since it was loaded, as measured beyond the charge before
+        self.outgrown = False  # its worker was killed for what it took: no task is to blame
         self.details: dict[str, object] = {}
         self.load_failed = False  # the last attempt: the next one is the last
         self.wanted = False  # to be loaded again although nobody waits for it: it is pinned

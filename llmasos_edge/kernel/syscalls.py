@@ -78,7 +78,7 @@ class Syscalls:
         processor.use(Priority.NORMAL, now)
         place = self._dispatcher.kernel.loader.room(processor, now)
         if place is not None:
-            self._dispatcher.load(processor, place, now)
+            self._dispatcher.workers.load(processor, place, now)
         else:
             raise NoMemory(
                 f"there is no room for {model} while the models in memory are busy or pinned: try again later"
@@ -86,7 +86,7 @@ class Syscalls:
 
     def drop(self, model: ModelId, now: Milliseconds) -> None:
         """Raises UnknownModel, BadRequest if it is busy."""
-        self._dispatcher.drop(self._dispatcher.processor(model), now)
+        self._dispatcher.workers.drop(self._dispatcher.processor(model), now)
 
     def pin(self, model: ModelId, pinned: bool, now: Milliseconds) -> None:
         """Load it and never drop it, or let it go, until the settings are read again. Raises UnknownModel, NoMemory."""

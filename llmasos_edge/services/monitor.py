@@ -28,6 +28,17 @@ class ProcessMemory:
 
 
 @dataclass(frozen=True)
+class WorkerMemory:
+    """One process as the budget counts it: resident pages of mapped model files; its part of the arena; all else that
+    nobody can take away from it, which is anonymous memory and the page tables.
+    """
+
+    weights: int
+    arena: int
+    private: int
+
+
+@dataclass(frozen=True)
 class SystemMemory:
     total: int
     available: int
@@ -52,6 +63,35 @@ def process_memory(pid: int, proc: Path = PROC) -> ProcessMemory | None:
         return None
     shared = sizes["Shared_Clean"] + sizes["Shared_Dirty"]
     return ProcessMemory(pid, sizes["Rss"], sizes["Pss"], sizes["Anonymous"], shared)
+
+
+def worker_memory(pid: int, proc: Path = PROC) -> WorkerMemory | None:
+    """From the process's list of mappings: some 4 ms for a worker. None when it is gone (or another user's)."""
+    try:
+        mappings, status = ((proc / str(pid) / name).read_text() for name in ("smaps", "status"))
+    except OSError:
+        return None
+    weights = arena = anonymous = rss = 0
+    name = ""
+    for line in mappings.splitlines():
+        key, _, value = line.partition(" ")
+        if not key.endswith(":"):
+            name = line
+        elif key == "Rss:":
+            rss = _kib(value)
+        elif key == "Anonymous:":
+            own = _kib(value)
+            anonymous += own
+            if name.endswith(".gguf"):
+                weights += rss - own
+            elif "/memfd:" in name:
+                arena += rss - own
+    tables = next((_kib(line[6:]) for line in status.splitlines() if line.startswith("VmPTE:")), 0)
+    return WorkerMemory(weights, arena, anonymous + tables) if mappings else None
+
+
+def _kib(text: str) -> int:
+    return int(text.split(maxsplit=1)[0]) * 1024
 
 
 def tree_memory(pid: int) -> list[ProcessMemory]:

@@ -33,6 +33,21 @@ NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 log = logging.getLogger(__name__)
 
 
+class MemoryNotes(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is known of the memory that a model takes, on this machine; sizes in bytes.
+
+    `dry_runs`: llama.cpp's own, by what they depend on. `runtime`: the process with its vocabulary, as measured, by the
+    library's version. `excess`: what was ever seen beyond all charges. `first`: the first load, `charged` without any
+    correction, and `measured`. `repack_failed`: the worker died when it loaded repacked weights.
+    """
+
+    dry_runs: dict[str, dict[str, int]] = {}
+    runtime: dict[str, int] = {}
+    excess: int = 0
+    first: dict[str, int] | None = None
+    repack_failed: bool = False
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What <name>.json holds."""
 
@@ -42,6 +57,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     licence: str
     source: str
     selftest: dict[str, str | int] | None = None  # what engine/selftest.py found on this machine
+    memory: MemoryNotes = MemoryNotes()
 
 
 class StoredModel(msgspec.Struct, frozen=True):
@@ -54,6 +70,7 @@ class StoredModel(msgspec.Struct, frozen=True):
     licence: str
     source: str
     selftest: dict[str, str | int] | None = None
+    memory: MemoryNotes = MemoryNotes()
 
 
 class ModelStore:
@@ -88,6 +105,12 @@ class ModelStore:
         if (manifest := self._manifest(name)) is None:
             raise self._unknown(name)
         return self._record(msgspec.structs.replace(manifest, selftest=result))
+
+    def note_memory(self, model: StoredModel, notes: MemoryNotes) -> None:
+        """Keeps what is known of the model's memory with its name; nothing, if that is another file's now."""
+        manifest = self._manifest(model.name)
+        if manifest is not None and manifest.sha256 == model.sha256:
+            self._record(msgspec.structs.replace(manifest, memory=notes))
 
     def add(
         self, path: Path, name: str, expected_sha256: str | None = None, licence: str = "", report: Report = silent

@@ -58,6 +58,9 @@ class ScriptedEngine:
     def fingerprint(self, model: ModelId) -> str:
         return ""
 
+    def alternatives(self, model: ModelId, room: Bytes) -> tuple[hal.Alternative, ...]:
+        return ()
+
     def load_timeout(self, model: ModelId) -> Milliseconds:
         return Milliseconds(60_000)
 

@@ -59,6 +59,8 @@ MODEL = {
     "pinned": True,
     "licence": "Apache-2.0",
     "deterministic": True,
+    "weights": "mapped",
+    "memory": {"first": {"charged": 208 * MIB, "measured": 200 * MIB}},
 }
 MEM = {
     "budget": 1536 * MIB,

@@ -87,6 +87,7 @@ def test_models_sizes(llmasos: Invoke) -> None:
     line = re.sub(" +", " ", llmasos("models").stdout.splitlines()[1])
     assert line.startswith("smollm2-135m loaded 98 MiB 274 MiB 1.5 s ago 3 4096 16 ")
     assert "yes" in line
+    assert line.split()[-4:-1] == ["mapped", "+4.0", "%"]
 
 
 def test_sessions_row(llmasos: Invoke) -> None:

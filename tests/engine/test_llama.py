@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from llmasos_edge.engine.llama import VERSION, L, LlamaContext, LlamaModel, _check_version, _load_variant, set_fields
+from llmasos_edge.engine.llama import L, LlamaContext, LlamaModel, _check_version, _load_variant, set_fields
+from llmasos_edge.engine.version import VERSION
 from llmasos_edge.errors import EngineFailed, Panic
 
 MakeContext = Callable[..., LlamaContext]

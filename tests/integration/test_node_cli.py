@@ -94,7 +94,12 @@ def test_status_ps_mem_models_and_dmesg_tell_of_a_real_node(start: Start) -> Non
     assert status["ready"] is True
     assert 0 < memory["charged"] <= memory["budget"]
     assert sum(region["bytes"] for region in memory["regions"]) == memory["charged"]
-    assert memory["measured"] <= memory["budget"]
+    assert memory["measured"] <= memory["charged"] <= memory["budget"]
+    taken = {region["name"]: (region["bytes"], region["measured"]) for region in memory["regions"]}
+    assert all(0 <= measured <= charged for charged, measured in taken.values()), taken
+    assert taken["smollm2-135m.weights"][1] > 90 << 20
+    assert sum(measured for _, measured in taken.values()) == memory["measured"]
+    assert models[0]["memory"]["dry_runs"]
     assert [model["id"] for model in models] == ["smollm2-135m"]
     assert json.loads(said(start("ps", "--json", "-a"))) != []
     assert "model.loaded" in said(start("dmesg"))

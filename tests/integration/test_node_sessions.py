@@ -41,7 +41,7 @@ def undisturbed(node: RealNode, number: int) -> str:
     messages: list[dict[str, str]] = []
     for said in TURNS[: number + 1]:
         messages.append({"role": "user", "content": said})
-        text = chat(node, *messages)["output"]["text"]
+        text = str(chat(node, *messages)["output"]["text"])
         messages.append({"role": "assistant", "content": text})
     return text
 

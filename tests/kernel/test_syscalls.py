@@ -199,7 +199,7 @@ def test_a_model_larger_than_the_budget_is_refused_at_submission(simulate: Simul
         "needed": 68 * MIB,
         "budget": 68 * MIB,
         "available": 64 * MIB,
-        "would_fit_cells": 4096,
+        "would_fit": [{"kv_pool": 4096, "needed": 64 * MIB}],
     }
     assert simulation.tasks() == []
 

@@ -6,10 +6,12 @@ import pytest
 
 from llmasos_edge.engine.simulated import Fault, SimulatedModel, SimulatedProgram
 from llmasos_edge.errors import EngineFailed
-from llmasos_edge.kernel.dispatcher import DEATHS_ALONE
+from llmasos_edge.kernel import hal
+from llmasos_edge.kernel.loader import OUTGROWN
 from llmasos_edge.kernel.processor import Phase
-from llmasos_edge.kernel.task import State
-from llmasos_edge.kernel.units import ModelId, Priority
+from llmasos_edge.kernel.task import State, Task
+from llmasos_edge.kernel.units import Bytes, ModelId, Priority
+from llmasos_edge.kernel.workers import DEATHS_ALONE
 from tests.kernel.conftest import Simulate
 from tests.kernel.nodes import CheckedSimulation, M, code, is_ok, is_parked, model
 
@@ -272,3 +274,47 @@ def test_a_pinned_model_is_loaded_again_when_its_idle_worker_dies(simulate: Simu
     simulation.run()
     assert count(simulation, "model.loading") == 4
     assert simulation.dispatcher.processor(M).phase is Phase.UNLOADED
+
+
+def begin(simulation: CheckedSimulation, task: Task) -> None:
+    """Until it has generated something."""
+    while not task.generated:
+        simulation.step()
+
+
+def measure(simulation: CheckedSimulation, beyond: int) -> None:
+    """The worker takes so much more than all that it is charged."""
+    charged = sum(region.bytes for region in simulation.dispatcher.processor(M).regions)
+    simulation.do(simulation.dispatcher.handle, hal.Measured(M, Bytes(charged + beyond)))
+
+
+def test_what_a_worker_takes_beyond_its_charge_is_charged(simulate: Simulate) -> None:
+    """If there is room; what is less than its charge changes nothing; it all goes back with the worker."""
+    simulation = simulate()
+    task = simulation.submit(PROGRAM)
+    begin(simulation, task)
+    before = simulation.ledger.charged
+    measure(simulation, -1000)
+    assert simulation.ledger.charged == before
+    measure(simulation, 5000)
+    assert simulation.ledger.charged == before + 5000
+    simulation.ledger.resize(simulation.ledger.charged)
+    measure(simulation, 1)
+    assert simulation.ledger.charged == before + 5000
+    simulation.run()
+    assert is_ok(simulation, task)
+
+
+def test_a_worker_that_outgrows_its_charge_is_restarted(simulate: Simulate) -> None:
+    """Little by little or at once. Its tasks are answered, together, and none is a suspect."""
+    simulation = simulate()
+    tasks = [simulation.submit(PROGRAM) for _ in range(4)]
+    begin(simulation, tasks[0])
+    measure(simulation, OUTGROWN // 2)
+    assert count(simulation, "worker.outgrown") == 0
+    measure(simulation, OUTGROWN // 2 + 1)
+    assert count(simulation, "worker.outgrown") == 1
+    simulation.run()
+    assert count(simulation, "worker.died") == 1
+    assert all(is_ok(simulation, task) for task in tasks)
+    assert not any(task.suspect or task.deaths_alone for task in tasks)

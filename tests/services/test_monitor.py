@@ -11,6 +11,7 @@ import pytest
 from llmasos_edge.services.monitor import (
     Pressure,
     ProcessMemory,
+    WorkerMemory,
     cgroup_limit,
     cores,
     memory_pressure,
@@ -18,6 +19,7 @@ from llmasos_edge.services.monitor import (
     system_memory,
     temperature_c,
     tree_memory,
+    worker_memory,
 )
 
 MIB = 2**20
@@ -68,6 +70,30 @@ def test_rollup(tmp_path: Path) -> None:
     lines = ["Rss: 300 kB", "Pss: 200 kB", "Shared_Clean: 60 kB", "Shared_Dirty: 40 kB", "Anonymous: 150 kB"]
     files(tmp_path, **{"7__smaps_rollup": "\n".join(["55-7f [rollup]", *lines])})
     assert process_memory(7, tmp_path) == ProcessMemory(7, 300 * 1024, 200 * 1024, 150 * 1024, 100 * 1024)
+
+
+def test_a_workers_memory(tmp_path: Path) -> None:
+    """Weights, arena and private memory apart; a library's own pages count for nothing; page tables do."""
+    mappings = [
+        ("/lib/libc.so", 100, 8),
+        ("/models/blobs/ab12.gguf", 5000, 0),
+        ("/memfd:llmasos-m (deleted)", 40, 0),
+        ("[heap]", 300, 300),
+    ]
+    lines = []
+    for name, rss, anonymous in mappings:
+        lines += [f"7f00-7f10 r--p 00000000 00:01 5    {name}", f"Rss:    {rss} kB", f"Anonymous:   {anonymous} kB"]
+    files(tmp_path, **{"7__smaps": "\n".join(lines), "7__status": "Name:\tx\nVmPTE:\t      12 kB\n"})
+    assert worker_memory(7, tmp_path) == WorkerMemory(weights=5000 * 1024, arena=40 * 1024, private=320 * 1024)
+    assert worker_memory(8, tmp_path) is None
+
+
+def test_own_memory_is_the_same_both_ways() -> None:
+    """What the list of mappings adds up to is what the kernel's own sum says."""
+    listed, summed = worker_memory(os.getpid()), process_memory(os.getpid())
+    assert listed is not None
+    assert summed is not None
+    assert listed.private == pytest.approx(summed.anonymous, abs=2 * MIB)
 
 
 def test_cgroup_v2(tmp_path: Path) -> None:

@@ -55,6 +55,16 @@ class Ledger:
             self._regions[region.name] = region
         return True
 
+    def adjust(self, region: Region) -> bool:
+        """Charge another size for a region that is charged; False, and nothing changes, if there is no room for it."""
+        before = self._regions.get(region.name)
+        if before is None or region.bytes < 0:
+            raise Panic(f"Ledger.adjust: {region} is not charged, or negative")
+        if region.bytes - before.bytes > self.free:
+            return False
+        self._regions[region.name] = region
+        return True
+
     def release(self, *regions: Region) -> None:
         for region in regions:
             if self._regions.pop(region.name, None) != region:

@@ -13,13 +13,14 @@ BUDGET = 1000
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Charges groups of regions and releases them; the sum is counted beside the ledger."""
+    """Charges, adjusts and releases groups of regions under a budget that changes; the sum is counted beside it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ledger = Ledger(Bytes(BUDGET))
         self.charged: list[tuple[Region, ...]] = []
         self.made = 0
+        self.budget = BUDGET
 
     def sum(self) -> int:
         return sum(region.bytes for group in self.charged for region in group)
@@ -28,7 +29,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def charge(self, sizes: list[int]) -> None:
         self.made += 1
         group = tuple(Region(f"{self.made}.{n}", "kv", Bytes(size)) for n, size in enumerate(sizes))
-        fits = self.sum() + sum(sizes) <= BUDGET
+        fits = self.sum() + sum(sizes) <= self.budget
         assert self.ledger.can_charge(*group) == fits
         assert self.ledger.charge(*group) == fits
         if fits:
@@ -39,11 +40,32 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.charged:
             self.ledger.release(*self.charged.pop(data.draw(st.integers(0, len(self.charged) - 1))))
 
+    @rule(data=st.data(), size=st.integers(0, 600))
+    def adjust(self, data: st.DataObject, size: int) -> None:
+        """As a correction does: a region takes another size if there is room for it, and else stays as it was."""
+        if not self.charged:
+            return
+        at = data.draw(st.integers(0, len(self.charged) - 1))
+        *others, last = self.charged[at]
+        other = Region(last.name, last.kind, Bytes(size))
+        fits = self.sum() - last.bytes + size <= self.budget
+        assert self.ledger.adjust(other) == fits
+        if fits:
+            self.charged[at] = (*others, other)
+
+    @rule(budget=st.integers(0, 2 * BUDGET))
+    def resize(self, budget: int) -> None:
+        """Never below what is charged."""
+        fits = self.sum() <= budget
+        assert self.ledger.resize(Bytes(budget)) == fits
+        if fits:
+            self.budget = budget
+
     @invariant()
     def balanced(self) -> None:
         self.ledger.check_invariants()
-        assert self.ledger.charged == self.sum() <= BUDGET
-        assert self.ledger.free == BUDGET - self.sum()
+        assert self.ledger.charged == self.sum() <= self.budget == self.ledger.budget
+        assert self.ledger.free == self.budget - self.sum()
         assert sorted(self.ledger.regions(), key=lambda region: region.name) == sorted(
             (region for group in self.charged for region in group), key=lambda region: region.name
         )
@@ -61,6 +83,13 @@ def test_a_name_is_charged_once_and_released_as_it_was() -> None:
         ledger.charge(region)
     with pytest.raises(Panic, match="not charged"):
         ledger.release(Region("m kv", "kv", Bytes(6)))
+
+
+def test_only_what_is_charged_is_adjusted() -> None:
+    """Anything else is a bug of the caller."""
+    ledger = Ledger(Bytes(BUDGET))
+    with pytest.raises(Panic, match="not charged"):
+        ledger.adjust(Region("m kv", "kv", Bytes(5)))
 
 
 def test_negative_bytes_are_a_panic() -> None:
