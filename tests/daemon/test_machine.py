@@ -1,6 +1,7 @@
 """Tests of the machine that the kernel sees: what a worker may take of it."""
 
 import os
+import queue
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 
 from llmasos_edge.config.node import ModelConfig
 from llmasos_edge.daemon.estimates import Estimates
-from llmasos_edge.daemon.footprint import types_repacked
+from llmasos_edge.daemon.footprint import measured, types_repacked
+from llmasos_edge.daemon.footprint import told as worker_told
 from llmasos_edge.daemon.machine import LIMIT_MARGIN_BYTES, POOL_AUTO, POOL_STEP, Hardware
 from llmasos_edge.engine.host import WorkerHost
+from llmasos_edge.kernel.hal import Loaded
 from llmasos_edge.kernel.units import Bytes, ModelId
 from llmasos_edge.services.arena_memory import ArenaMemory
 from llmasos_edge.services.cgroup import Cgroups
@@ -27,7 +30,13 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def hardware(tmp_path: Path) -> Iterator[Hardware]:
+def told() -> queue.SimpleQueue[object]:
+    """What workers say."""
+    return queue.SimpleQueue()
+
+
+@pytest.fixture
+def hardware(tmp_path: Path, told: queue.SimpleQueue[object]) -> Iterator[Hardware]:
     """With the default model as it is and in Q4_0, and a folder for control groups; what it loads is ended."""
     store = ModelStore(tmp_path / "store", MODELS)
     store.pull(MODEL, lambda _progress: None)
@@ -41,7 +50,7 @@ def hardware(tmp_path: Path) -> Iterator[Hardware]:
         memory=memory,
         cores=1,
         programs=lambda _task: pytest.fail("no task"),
-        deliver=lambda *_: None,
+        deliver=lambda _model, event: told.put(event),
         cgroups=Cgroups(tmp_path / "cgroup"),
     )
     yield hardware
@@ -101,6 +110,23 @@ def test_weights_are_repacked_where_the_share_has_room(hardware: Hardware) -> No
     hardware.configure({SMALL: config}, ROOM)
     hardware.estimates.repack_failed(SMALL)
     assert "repacked" not in regions(hardware, SMALL)
+
+
+@pytest.mark.skipif(not types_repacked(), reason="this processor has no other layout of weights")
+def test_a_load_is_what_was_charged(hardware: Hardware, told: queue.SimpleQueue[object]) -> None:
+    """Repacked weights to the page, the process within a fifth; no region takes more than its charge."""
+    hardware.configure({SMALL: ModelConfig(SMALL, context=512, kv_pool=512, sequences=4)}, ROOM)
+    charged = hardware.footprint(SMALL)
+    hardware.load(SMALL)
+    loaded = told.get(timeout=60)
+    assert isinstance(loaded, Loaded)
+    memory = hardware.memory(SMALL)
+    assert memory is not None
+    taken = measured(charged, worker_told(loaded.details), memory)
+    sizes = {region.name: region.bytes for region in charged}
+    assert all(taken[name] <= sizes[name] for name in sizes), (taken, sizes)
+    assert taken[f"{SMALL}.repacked"] == pytest.approx(sizes[f"{SMALL}.repacked"], abs=1 << 14)
+    assert taken[f"{SMALL}.runtime"] == pytest.approx(sizes[f"{SMALL}.runtime"], rel=0.2)
 
 
 def test_a_pool_of_its_own_choice_leaves_no_room_unused(hardware: Hardware) -> None:
