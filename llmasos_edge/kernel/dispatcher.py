@@ -83,8 +83,8 @@ class Dispatcher:
         if task.state is not State.BLOCKED:
             task.move(State.BLOCKED, now, "model")
         task.reason = "model"
-        processor.unprepared.append(task)
         processor.use(task.priority, now)
+        processor.unprepared.append(task)
 
     def end(self, task: Task, outcome: Outcome, now: Milliseconds) -> None:
         """From any state: everything that the task holds goes back, and its callers hear of it."""

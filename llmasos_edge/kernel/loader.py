@@ -11,6 +11,7 @@ from llmasos_edge.kernel.memory.budget import Ledger, Region
 from llmasos_edge.kernel.memory.replacement import Policy, Replacement, Resident, cost
 from llmasos_edge.kernel.memory.residency import Claimant, Occupant, Plan, plan
 from llmasos_edge.kernel.processor import Phase, Processor
+from llmasos_edge.kernel.task import State
 from llmasos_edge.kernel.trace import Trace
 from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, Priority
 
@@ -92,6 +93,21 @@ class Loader:
         self.next_plan = found.again_at
         return found
 
+    def drain(self, found: Plan, now: Milliseconds) -> bool:
+        """Who has begun in a model that is drained goes on, all others wait outside. True: that has emptied one."""
+        emptied = False
+        for processor in self.processors():
+            draining, processor.draining = processor.draining, processor.model in found.drained
+            if processor.draining and not draining:
+                self._trace.record(now, "model.draining", model=processor.model, by=found.drained_for)
+            for task in tuple(processor.ready) if processor.draining else ():
+                if not task.generated:
+                    processor.ready.remove(task)
+                    task.move(State.BLOCKED, now, "model")
+                    processor.unprepared.append(task)
+                    emptied |= processor.empty
+        return emptied
+
     def room(self, processor: Processor, now: Milliseconds) -> Replacement | None:
         """The idle models to drop so that it can be loaded at once, whoever waits; None: there is no room now."""
         present = (each for each in self.processors() if each.phase is Phase.LOADED)
@@ -125,7 +141,7 @@ class Loader:
         processor.regions, processor.phase = regions, Phase.LOADING
         processor.grown, processor.outgrown = Bytes(0), False
         processor.engine = self.machine.load(processor.model)
-        processor.load_began, processor.progress = now, 0.0
+        processor.load_began, processor.progress, processor.has_served = now, 0.0, False
         processor.expect_by = Milliseconds(now + self.machine.load_timeout(processor.model))
         self._trace.record(now, "model.loading", model=processor.model)
 
@@ -206,7 +222,6 @@ class Loader:
         processor.quantum = processor.expect_by = processor.prepare_by = None
         processor.interrupted = processor.urgent = processor.draining = processor.due = processor.leaving = False
         processor.progress = None
-        processor.used_at = now
 
     def refresh(self, removed: Collection[ModelId] = ()) -> None:
         """The machine's settings have changed. Who is loaded keeps what it has until it is idle; `removed` go then."""
@@ -243,6 +258,7 @@ def _resident(processor: Processor, now: Milliseconds) -> Resident:
         uses=processor.uses.count(now),
         ring=processor.ring,
         referenced=processor.referenced,
+        returns=processor.returns,
     )
 
 
@@ -254,6 +270,7 @@ def _occupant(processor: Processor, now: Milliseconds) -> Occupant:
         busy=processor.busy or processor.saving > 0,
         empty=processor.empty,
         draining=processor.draining,
+        served=processor.has_served,
         due=processor.due,
     )
 

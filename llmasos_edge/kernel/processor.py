@@ -66,6 +66,7 @@ class Processor:
         self.used_at = Milliseconds(0)
         self.used_by = Priority.BATCH  # the class of the task that came last
         self.uses = Uses()
+        self.returns = 0.5  # share of the times when it was idle for less than loading takes
         self.referenced = False
         self.ring = 0
         self.load_began = self.loaded_at = Milliseconds(0)
@@ -74,7 +75,8 @@ class Processor:
         self.waiting_since: Milliseconds | None = None  # wanted, and serves nobody
         self.draining = False  # another model's turn has come: nobody more is admitted
         self.leaving = False  # to be dropped as soon as what its last tasks computed is saved
-        self.due = False  # it must serve before it may be drained
+        self.has_served = False  # somebody, since it was loaded
+        self.due = False  # it must serve before it may be drained, whoever waits
         self.configure(limits)
 
     def configure(self, limits: Limits) -> None:
@@ -117,14 +119,16 @@ class Processor:
         return max(here | {each for each, count in self.ready.waiting().items() if count}, default=self.used_by)
 
     def use(self, priority: Priority, now: Milliseconds) -> None:
-        """A task has come for it."""
+        """A task comes for it."""
+        if not self.busy and self.load_ms:
+            self.returns += SMOOTHING * ((now - self.used_at <= self.load_ms) - self.returns)
         self.used_at, self.used_by, self.referenced = now, priority, True
         self.uses.add(now)
 
     def note_turn(self, now: Milliseconds) -> None:
         """Since when it is waited for: after each dispatch."""
         if self.running or not (self.busy or self.wanted):
-            self.waiting_since, self.due = None, False
+            self.waiting_since, self.due, self.has_served = None, False, True
         elif self.waiting_since is None:
             self.waiting_since = now
 

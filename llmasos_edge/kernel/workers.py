@@ -94,30 +94,22 @@ class Workers:
     # ---- coming and going
 
     def make_resident(self, model_wait_ms: Milliseconds, now: Milliseconds) -> None:
-        """Drop, drain and load models as residency has it. `model_wait_ms`: the bound on waiting for one."""
+        """Drop, drain and load models as residency has it, until there is no more to be done now.
+
+        `model_wait_ms`: the bound on waiting for a model.
+        """
         for processor in self._loader.processors():
             going = processor.stale or processor.leaving
             if going and processor.phase is Phase.LOADED and processor.empty and not processor.busy:
                 processor.wanted = processor.stale and processor.limits.pinned
                 self.drop(processor, now)
-        plan = self._loader.plan(model_wait_ms, now)
-        for processor in self._loader.processors():
-            draining, processor.draining = processor.draining, processor.model in plan.drained
-            if processor.draining and not draining:
-                self._trace.record(now, "model.draining", model=processor.model, by=plan.drained_for)
-            if processor.draining:
-                self._keep_out(processor, now)
-        for load in plan.loads:
-            with suppress(LLMasOSError):  # its tasks have heard of it
-                self.load(self._owner.processor(load.model), load, now)
-
-    def _keep_out(self, processor: Processor, now: Milliseconds) -> None:
-        """It is drained: who has begun goes on to its end, all others wait outside."""
-        for task in tuple(processor.ready):
-            if not task.generated:
-                processor.ready.remove(task)
-                task.move(State.BLOCKED, now, "model")
-                processor.unprepared.append(task)
+        more = True
+        while more:
+            plan = self._loader.plan(model_wait_ms, now)
+            more = self._loader.drain(plan, now) or bool(plan.loads)
+            for load in plan.loads:
+                with suppress(LLMasOSError):  # its tasks have heard of it
+                    self.load(self._owner.processor(load.model), load, now)
 
     def load(self, processor: Processor, place: Load | Replacement, now: Milliseconds) -> None:
         """Start loading it there. Raises EngineFailed if no worker can be started: its tasks have ended with that."""

@@ -1,6 +1,7 @@
 """Tests of several models under one budget, on a simulated node: tasks are collated by model, and nobody starves."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulation import TARGETS
 from llmasos_edge.kernel.memory.replacement import REPLACEMENTS
 from llmasos_edge.kernel.memory.residency import LOWER_WAITS, SERVES
 from llmasos_edge.kernel.task import State, Task
-from llmasos_edge.kernel.units import Bytes, ModelId, Priority
+from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, Priority
 from tests.kernel.conftest import Simulate
 from tests.kernel.nodes import MIB, CheckedSimulation, is_ok, limits
 
@@ -216,6 +218,16 @@ def test_a_suspended_tasks_model_claims_nothing(simulate: Simulate) -> None:
     simulation.do(simulation.syscalls.resume, task.id)
     simulation.run()
     assert is_ok(simulation, task)
+
+
+def test_without_patience_each_load_serves_somebody(simulate: Simulate) -> None:
+    """Even with no bound at all nodes make progress: a model that was loaded is not drained before it has begun."""
+    eager = replace(TARGETS, model_wait_ms=Milliseconds(0))
+    quick = SimulatedModel(FOUND.limits, weights=FOUND.weights, load_ms=0, prepare_ms=50)
+    simulation = simulate(dict.fromkeys((A, B), quick), targets=eager, **room_for(1))
+    tasks = [simulation.submit(SHORT, model=name) for name in (A, B) * 20]
+    simulation.run()
+    assert all(is_ok(simulation, task) and task.attempt == 1 for task in tasks)
 
 
 @pytest.mark.parametrize("replacement", REPLACEMENTS)

@@ -23,6 +23,7 @@ class Resident:
     uses: float = 0.0  # as Uses counts
     ring: int = 0  # its place on the clock's ring: the least comes next under the hand
     referenced: bool = False  # used since the hand passed it
+    returns: float = 0.0  # how often it was wanted again, after it had fallen idle, in less time than loading takes
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from llmasos_edge.kernel.memory.replacement import Policy, Resident, make_room
 from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, Priority
 
 SERVES: Final = 4  # a model serves for so many times its load time before its turn is over for an equal class
+MOSTLY: Final = 0.5
 LOWER_WAITS: Final = 10  # a class waits for so many bounds before it drains a model that has tasks of a higher one
 
 
@@ -35,6 +36,7 @@ class Occupant:
     busy: bool = False  # it has tasks, those included that are kept out while it is drained
     empty: bool = True  # no task is in it: it can be dropped at once
     draining: bool = False
+    served: bool = True  # somebody, since it was loaded
     due: bool = False  # it waited long for this turn, and has served nobody yet
 
 
@@ -58,22 +60,30 @@ class Plan:
     again_at: Milliseconds | None = None
 
 
+def patient_until(occupant: Occupant, claimant: Claimant, bound: Milliseconds) -> Milliseconds:
+    """So long the one has to wait for the other's sake."""
+    if claimant.priority > occupant.priority:
+        return claimant.since
+    return Milliseconds(claimant.since + bound * (1 if claimant.priority == occupant.priority else LOWER_WAITS))
+
+
 def yields_at(occupant: Occupant, claimant: Claimant, bound: Milliseconds) -> Milliseconds | None:
     """From when on the one must make room for the other; None: not as things are.
 
-    An idle model is kept for as long as loading it again would take: whoever used it may be about to come back, and
-    waiting for that costs no more than the other mistake (as in anticipatory scheduling, Iyer and Druschel 2001).
+    An idle model that is mostly wanted again soon is kept for as long as loading it again would take: whoever used it
+    is about to come back, and waiting for that costs no more than the other mistake (as in anticipatory scheduling of
+    disks, Iyer and Druschel 2001).
     """
     if occupant.due:
         return None
     if claimant.priority > occupant.priority:
         return claimant.since
-    if occupant.loaded_at is None:
+    if occupant.loaded_at is None or (occupant.busy and not occupant.served):
         return None
-    waits = bound if claimant.priority == occupant.priority else LOWER_WAITS * bound
     load_ms = int(occupant.resident.load_ms)
-    turn = max(claimant.since + waits, occupant.loaded_at + SERVES * load_ms)
-    return Milliseconds(turn if occupant.busy else min(turn, occupant.resident.used_at + load_ms))
+    turn = max(patient_until(occupant, claimant, bound), occupant.loaded_at + SERVES * load_ms)
+    kept = occupant.resident.used_at + load_ms if occupant.resident.returns >= MOSTLY else claimant.since
+    return Milliseconds(turn if occupant.busy else min(turn, kept))
 
 
 def plan(
@@ -86,8 +96,8 @@ def plan(
 ) -> Plan:
     """Who is loaded into the free memory and in whose place, and who is drained for whom.
 
-    The first claimant for whom models are drained has the memory to itself: those behind it wait, so that small
-    models can't take from a large one piece by piece what it waits for.
+    A claimant whose patience is over has the memory to itself: those behind it wait, so that small models can't take
+    from a large one piece by piece what it waits for.
     """
     loads: list[Load] = []
     left = list(occupants)
@@ -96,6 +106,9 @@ def plan(
         yielding = [it for it in left if (at := yields_at(it, claimant, bound)) is not None and at <= now]
         chosen = _choose(claimant, yielding, free, policy)
         if chosen is None:
+            owed = [it.resident for it in left if patient_until(it, claimant, bound) <= now]
+            if owed and make_room(claimant.needed, free, owed) is not None:
+                break
             continue
         load, drained = chosen
         if drained:

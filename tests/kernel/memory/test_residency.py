@@ -15,9 +15,15 @@ def claims(model: ModelId, since: int = 0, priority: Priority = NORMAL, needed: 
 
 
 def occupies(
-    model: ModelId, *, used: int = 0, loaded: int | None = 0, priority: Priority = NORMAL, size: int = 10, **more: bool
+    model: ModelId,
+    *,
+    used: int = 0,
+    loaded: int | None = 0,
+    priority: Priority = NORMAL,
+    returns: float = 1.0,
+    **more: bool,
 ) -> Occupant:
-    resident = Resident(model, Bytes(size), Milliseconds(used), load_ms=LOAD_MS)
+    resident = Resident(model, Bytes(10), Milliseconds(used), load_ms=LOAD_MS, returns=returns)
     return Occupant(resident, priority, None if loaded is None else Milliseconds(loaded), **more)
 
 
@@ -46,7 +52,8 @@ def test_what_fits_is_loaded_at_once() -> None:
 
 
 def test_an_idle_model_is_kept_for_as_long_as_loading_it_would_take() -> None:
-    """Whoever used it may come back; a higher class does not wait for that."""
+    """If whoever used it mostly comes back so soon; a higher class does not wait for that."""
+    assert what(at(900, [claims(B, since=900)], [occupies(A, used=900, returns=0.4)])) == loaded(Load(B, (A,)))
     assert at(1000, [claims(B, since=900)], [occupies(A, used=900)]) == Plan(again_at=Milliseconds(900 + LOAD_MS))
     assert what(at(900 + LOAD_MS, [claims(B, since=900)], [occupies(A, used=900)])) == loaded(Load(B, (A,)))
     urgent = [claims(B, since=900, priority=INTERACTIVE)]
@@ -67,6 +74,9 @@ def test_a_model_just_loaded_serves_for_a_while() -> None:
     assert at(8000, [claims(B)], [busy(A, loaded=7000)]).drained == ()
     assert at(serves, [claims(B)], [busy(A, loaded=7000)]).drained == (A,)
     assert at(7001, [claims(B, 7000, INTERACTIVE)], [busy(A, loaded=7000)]).drained == (A,)
+    assert at(60_000, [claims(B)], [occupies(A, busy=True, empty=False, served=False)]).drained == (), (
+        "its turn is to come"
+    )
 
 
 def test_a_lower_class_waits_longer_and_is_then_served() -> None:
@@ -101,6 +111,15 @@ def test_who_is_drained_for_somebody_is_for_nobody_else() -> None:
     large, small = claims(B, since=0, needed=20), claims(D, since=1)
     assert at(6000, [small, large], [busy(A)], free=10) == Plan((), (A,), B, Milliseconds(50_000))
     assert what(at(4000, [small, large], [busy(A)], free=10)) == loaded(Load(D)), "its bound has not passed"
+
+
+def test_nobody_is_loaded_before_one_whose_patience_is_over() -> None:
+    """It waits for a model that has to serve for a while yet; one that fits meanwhile would have to serve, too."""
+    large, small, fresh = claims(B, since=0, needed=20), claims(D, since=1), busy(A, loaded=4900)
+    assert what(at(5000, [large, small], [fresh], free=10)) == loaded()
+    assert what(at(4999, [large, small], [fresh], free=10)) == loaded(Load(D))
+    higher = busy(A, loaded=4900, priority=INTERACTIVE)
+    assert what(at(5000, [large, small], [higher], free=10)) == loaded(Load(D)), "it is patient with a higher class"
 
 
 def test_alarms_come_first_then_who_waited_very_long_then_by_class() -> None:
