@@ -86,11 +86,15 @@ class Hardware:
             return None
         shape, config = self._shape(known), known.config
         cell = Bytes(known.header.kv_bytes(1, config.kv))
-        return Limits(known.context, Tokens(shape.cells), config.sequences, cell, config.pin)
+        most = Tokens(0 if config.kv_pool or config.exact else max(POOL_AUTO, shape.cells))
+        return Limits(known.context, Tokens(shape.cells), config.sequences, cell, config.pin, most)
 
-    def footprint(self, model: ModelId) -> tuple[Region, ...]:
+    def footprint(self, model: ModelId, cells: Tokens | None = None) -> tuple[Region, ...]:
         known = self._known(model)
-        return () if known is None else self._footprint(known, self._shape(known))
+        if known is None:
+            return ()
+        shape = self._shape(known)
+        return self._footprint(known, replace(shape, cells=cells or shape.cells))
 
     def alternatives(self, model: ModelId, room: Bytes) -> tuple[Alternative, ...]:
         known = self._known(model)
@@ -155,8 +159,9 @@ class Hardware:
         return worker_memory(worker.process.pid) if worker is not None and worker.alive else None
 
     def _confine(self, model: ModelId, pid: int) -> Callable[[], None]:
-        """A memory limit of its own: what the ledger charges for it, the arena, which it may fill, and a margin."""
-        charge = sum(region.bytes for region in self.footprint(model))
+        """A memory limit of its own: what the ledger may come to charge for it, the arena, and a margin."""
+        limits = self.limits(model)
+        charge = sum(region.bytes for region in self.footprint(model, (limits and limits.most) or None))
         return self._cgroups.add(model, pid, charge + self._memory.size + LIMIT_MARGIN_BYTES)
 
     # ---- what is known, and what follows from it

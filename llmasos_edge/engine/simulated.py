@@ -266,7 +266,7 @@ class SimulatedEngine:
         if any(work.sequence is not None for work in self._works.values()):
             raise Panic(f"SimulatedEngine.resize: tasks of {self._name} have sequences")
         self._cells = cells
-        self._send(hal.Resized(cells, 0.0))
+        self._send(hal.Resized(self._name, cells, 0.0))
 
     def _switch_in(self, task: TaskId, sequence: SequenceId, pieces: tuple[hal.Piece, ...]) -> None:
         work = self._works[task]

@@ -75,9 +75,9 @@ class SimulatedMachine:
     def limits(self, model: ModelId) -> hal.Limits | None:
         return self._models[model].limits if model in self._models else None
 
-    def footprint(self, model: ModelId) -> tuple[Region, ...]:
+    def footprint(self, model: ModelId, cells: Tokens | None = None) -> tuple[Region, ...]:
         found = self._models[model]
-        kv = Bytes(found.limits.cells * found.limits.cell_bytes)
+        kv = Bytes((cells or found.limits.cells) * found.limits.cell_bytes)
         return Region(f"{model} weights", "weights", found.weights), Region(f"{model} kv", "kv", kv)
 
     def fingerprint(self, model: ModelId) -> str:

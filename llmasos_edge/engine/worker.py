@@ -136,7 +136,7 @@ class Worker:
                 started = time.perf_counter()
                 self._pool.rebuild(command.cells)
                 took_ms = (time.perf_counter() - started) * 1000
-                self._send(Resized(Tokens(self._pool.context.cells), took_ms))
+                self._send(Resized(self._load.model, Tokens(self._pool.context.cells), took_ms))
             case _:
                 raise Panic(f"Worker._obey: a {type(command).__name__}")
 

@@ -16,6 +16,7 @@ from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.leases import Leases
 from llmasos_edge.kernel.loader import Loader
 from llmasos_edge.kernel.memory.backing import SwapEvent
+from llmasos_edge.kernel.pools import Pools
 from llmasos_edge.kernel.processor import Phase, Processor
 from llmasos_edge.kernel.scheduling.batch import Targets
 from llmasos_edge.kernel.scheduling.lengths import Lengths
@@ -58,6 +59,7 @@ class Dispatcher:
         self.turns: Final = Turns()
         self.workers: Final = Workers(kernel.loader, kernel.swapper, kernel.table, kernel.trace, self)
         self._seats = Seats(kernel.table, kernel.swapper, kernel.trace)
+        self._pools = Pools(kernel.loader, self._seats, kernel.trace)
         self._leases = Leases(kernel.loader, kernel.trace)
         self._lengths = Lengths()
         self._worked = False  # since the arena was compacted last
@@ -151,7 +153,7 @@ class Dispatcher:
 
     def handle(self, event: hal.Event, now: Milliseconds) -> None:
         match event:
-            case hal.Loading() | hal.Loaded() | hal.Measured():
+            case hal.Loading() | hal.Loaded() | hal.Measured() | hal.Resized():
                 self.kernel.loader.heard(event, now)
             case hal.Died():
                 self.workers.died(self.processor(event.model), event.why, now)
@@ -161,8 +163,6 @@ class Dispatcher:
                 self._saved(event)
             case hal.Restored():
                 self._restored(event)
-            case hal.Resized():
-                self.kernel.trace.record(now, "pool.resized", cells=event.cells, ms=round(event.ms, 1))
             case hal.Prepared() | hal.Refused() | hal.Finished():
                 task = self.kernel.table.find(event.task)
                 if task is not None and task.live:
@@ -286,13 +286,15 @@ class Dispatcher:
 
     def dispatch(self, now: Milliseconds) -> None:
         """Load what is waited for, seat who may run, and renew every lease that needs it."""
-        self.workers.make_resident(self.kernel.targets.model_wait_ms, now)
+        if not self._pools.make_room(now):
+            self.workers.make_resident(self.kernel.targets.model_wait_ms, now)
         for processor in self.processors():
             if processor.phase is Phase.LOADED:
                 if not processor.draining:
                     self.workers.prepare_waiting(processor, now)
                 processor.quantum_ms = self.kernel.targets.quantum_ms
                 self._seats.fill(processor, self.kernel.scheduler, now)
+                self._pools.grow(processor, now)
             processor.note_turn(now)
         self._leases.renew(self.kernel.targets, now)
         self._await_idleness(now)

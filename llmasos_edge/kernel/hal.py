@@ -47,13 +47,17 @@ class Quantum:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A model as the kernel sees it: `context` bounds one task, `cells` are shared by its sequences."""
+    """A model as the kernel sees it: `context` bounds one task, `cells` are shared by its sequences.
+
+    The kernel may give it more cells, up to `most`, and fewer, down to `context`; 0: it has what it has.
+    """
 
     context: Tokens
     cells: Tokens
     sequences: int
     cell_bytes: Bytes  # of KV state, a token
     pinned: bool = False
+    most: Tokens = Tokens(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +135,8 @@ class Machine(Protocol):
     def limits(self, model: ModelId) -> Limits | None:
         """None: there is no such model."""
 
-    def footprint(self, model: ModelId) -> tuple[Region, ...]:
-        """What a loaded model takes, region by region."""
+    def footprint(self, model: ModelId, cells: Tokens | None = None) -> tuple[Region, ...]:
+        """What a loaded model takes, region by region; with another number of cells than its limits have."""
 
     def fingerprint(self, model: ModelId) -> str:
         """What saved KV state of the model is bound to: under another one it means nothing."""
@@ -218,6 +222,7 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class Resized:
+    model: ModelId
     cells: Tokens
     ms: float
 

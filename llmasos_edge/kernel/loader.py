@@ -13,7 +13,7 @@ from llmasos_edge.kernel.memory.residency import Claimant, Occupant, Plan, plan
 from llmasos_edge.kernel.processor import Phase, Processor
 from llmasos_edge.kernel.task import State
 from llmasos_edge.kernel.trace import Trace
-from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, Priority
+from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, Priority, Tokens
 
 OUTGROWN: Final = 32 << 20  # bytes beyond what a worker was charged when it was loaded
 
@@ -108,6 +108,39 @@ class Loader:
                     emptied |= processor.empty
         return emptied
 
+    def shortage(self) -> int:
+        """Bytes that the most urgent model that waits for memory lacks; 0 or less: none does."""
+        absent = [each for each in self.processors() if each.phase is Phase.UNLOADED and each.busy]
+        wanted = max(absent, key=lambda each: (each.urgency, -(each.waiting_since or 0)), default=None)
+        return self._needed(wanted) - self.ledger.free if wanted is not None else 0
+
+    def can_resize(self, processor: Processor, cells: Tokens) -> bool:
+        """The budget has what that takes more."""
+        regions = self.machine.footprint(processor.model, cells)
+        return sum(region.bytes for region in regions) - processor.bytes <= self.ledger.free
+
+    def begin_resize(self, processor: Processor, cells: Tokens) -> None:
+        """What is needed more is charged at once, what is needed less comes free when it is done."""
+        processor.resizing = cells
+        if cells > processor.limits.cells:
+            self._recharge(processor, cells)
+
+    def _resized(self, event: hal.Resized, now: Milliseconds) -> None:
+        processor = self._processors[event.model]
+        if processor.resizing is None:
+            return  # it was dropped meanwhile
+        if event.cells < processor.limits.cells:
+            self._recharge(processor, event.cells)
+        processor.limits, processor.resizing = replace(processor.limits, cells=event.cells), None
+        self._trace.record(now, "pool.resized", model=event.model, cells=event.cells, ms=round(event.ms, 1))
+
+    def _recharge(self, processor: Processor, cells: Tokens) -> None:
+        regions = self.machine.footprint(processor.model, cells)
+        self.ledger.release(*processor.regions)
+        if not self.ledger.charge(*regions):
+            raise Panic(f"Loader._recharge: {cells} cells for {processor.model} are not free")
+        processor.regions = regions
+
     def room(self, processor: Processor, now: Milliseconds) -> Replacement | None:
         """The idle models to drop so that it can be loaded at once, whoever waits; None: there is no room now."""
         present = (each for each in self.processors() if each.phase is Phase.LOADED)
@@ -148,7 +181,7 @@ class Loader:
     def _needed(self, processor: Processor) -> Bytes:
         return Bytes(sum(region.bytes for region in self.machine.footprint(processor.model)))
 
-    def heard(self, event: hal.Loading | hal.Loaded | hal.Measured, now: Milliseconds) -> None:
+    def heard(self, event: hal.Loading | hal.Loaded | hal.Measured | hal.Resized, now: Milliseconds) -> None:
         match event:
             case hal.Loading():
                 self._loading(event, now)
@@ -156,6 +189,8 @@ class Loader:
                 self._loaded(event, now)
             case hal.Measured():
                 self._measured(event, now)
+            case hal.Resized():
+                self._resized(event, now)
 
     def _loading(self, event: hal.Loading, now: Milliseconds) -> None:
         processor = self._processors[event.model]
@@ -221,7 +256,7 @@ class Loader:
         processor.regions, processor.phase, processor.engine = (), Phase.UNLOADED, None
         processor.quantum = processor.expect_by = processor.prepare_by = None
         processor.interrupted = processor.urgent = processor.draining = processor.due = processor.leaving = False
-        processor.progress = None
+        processor.progress = processor.resizing = None
 
     def refresh(self, removed: Collection[ModelId] = ()) -> None:
         """The machine's settings have changed. Who is loaded keeps what it has until it is idle; `removed` go then."""
@@ -232,11 +267,13 @@ class Loader:
             if processor.phase is Phase.UNLOADED:
                 processor.configure(limits)
             else:
+                cells = processor.resizing or processor.limits.cells
                 processor.limits = replace(processor.limits, pinned=limits.pinned)
-                changed = limits != processor.limits or _settled(self.machine.footprint(processor.model)) != _settled(
-                    processor.regions
-                )
-                processor.stale = changed or processor.model in removed
+                regions = self.machine.footprint(processor.model, processor.limits.cells)
+                same = limits == replace(processor.limits, cells=limits.cells)
+                same &= bool(limits.most) or limits.cells == cells
+                processor.stale = not same or _settled(regions) != _settled(processor.regions)
+                processor.stale |= processor.model in removed
             processor.wanted &= limits.pinned
 
     def forget(self, model: ModelId) -> None:

@@ -47,6 +47,7 @@ class Processor:
         self.running: dict[TaskId, Task] = {}
         self.unprepared: deque[Task] = deque()  # wait for the model to be loaded, or to admit tasks again
         self.preparing: dict[TaskId, Task] = {}
+        self.resizing: Tokens | None = None  # a context with so many cells is being made
         self.saving = 0  # segments that the worker has been told to save, and has not told of yet
         self.suspects: deque[Task] = deque()  # were in a worker that died; each runs alone
         self.live = 0  # tasks of this model that have no outcome yet, wherever they wait
@@ -148,6 +149,8 @@ class Processor:
 
     def can_seat(self, task: Task, without: Sequence[Task] = ()) -> bool:
         """A sequence and cells are free for it, and stay so while those who run grow a little."""
+        if self.resizing is not None:
+            return False
         others = [other for other in self.running.values() if other not in without]
         if self.quarantined not in (None, task) or (task.kv is not None and task.kv.saving is not None):
             return False
@@ -156,6 +159,11 @@ class Processor:
         cells = self.limits.cells - _cells([*others, task])
         room = len(others) < self.limits.sequences and HEADROOM + GROWTH * len(others) <= cells
         return room and self.quarantined is None
+
+    def cells_for(self, waiting: Iterable[Task]) -> int:
+        """What those who run and these would take, with room to grow."""
+        tasks = [*self.running.values(), *waiting]
+        return _cells(tasks) + (HEADROOM + GROWTH) * len(tasks)
 
     def served(self, client: ClientId) -> int:
         return self.shares.served(client)

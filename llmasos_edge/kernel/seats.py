@@ -63,11 +63,15 @@ class Seats:
         processor.worker.switch_in(task.id, task.sequence, pieces)
 
     def _preempt(self, processor: Processor, task: Task, now: Milliseconds, by: TaskId | None = None) -> None:
-        self.switch_out(processor, task)
+        self.set_aside(processor, task, now)
         task.preemptions += 1
+        self._trace.record(now, "task.preempted", task=task.id, by=by)
+
+    def set_aside(self, processor: Processor, task: Task, now: Milliseconds) -> None:
+        """Its state is saved, and it goes on as soon as it can."""
+        self.switch_out(processor, task)
         task.move(State.READY, now)
         processor.enqueue(task)
-        self._trace.record(now, "task.preempted", task=task.id, by=by)
 
     def switch_out(self, processor: Processor, task: Task) -> None:
         """Save the state if the arena has room for all that the lease may have added; else it is recomputed."""

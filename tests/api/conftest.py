@@ -52,7 +52,7 @@ class ScriptedEngine:
     def limits(self, model: ModelId) -> hal.Limits | None:
         return hal.Limits(Tokens(512), Tokens(2048), 4, Bytes(10)) if model == MODEL else None
 
-    def footprint(self, model: ModelId) -> tuple[Region, ...]:
+    def footprint(self, model: ModelId, cells: Tokens | None = None) -> tuple[Region, ...]:
         return (Region(f"{model}.weights", "weights", Bytes(1000)),)
 
     def fingerprint(self, model: ModelId) -> str:

@@ -248,7 +248,7 @@ def test_a_context_is_made_anew_when_nobody_is_in_it() -> None:
     """With other cells, and told of; with a task in it the kernel is found out."""
     bench = Bench()
     bench.engine.resize(Tokens(500))
-    assert bench.run() == [(0.0, hal.Resized(Tokens(500), 0.0))]
+    assert bench.run() == [(0.0, hal.Resized(M, Tokens(500), 0.0))]
     bench.seated(SimulatedProgram(20, 30))
     bench.engine.resize(Tokens(1200))
     with pytest.raises(Panic, match="have sequences"):

@@ -14,11 +14,13 @@ from llmasos_edge.errors import BadRequest, NoMemory
 from llmasos_edge.kernel.memory.replacement import REPLACEMENTS
 from llmasos_edge.kernel.scheduling.policies import POLICIES
 from llmasos_edge.kernel.task import State, Task
-from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, Priority
+from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, Priority, Tokens
 from tests.kernel.nodes import MIB, CheckedSimulation, is_ok, limits
 
 NAMES = [ModelId(name) for name in ("a", "b", "c")]
 MODEL = SimulatedModel(limits(context=300, cells=500, sequences=3), weights=Bytes(20 * MIB), load_ms=50)
+ELASTIC = replace(MODEL, limits=replace(MODEL.limits, cells=Tokens(512), most=Tokens(2048)))
+MODELS = {NAMES[0]: MODEL, NAMES[1]: MODEL, NAMES[2]: ELASTIC}
 programs = st.builds(
     SimulatedProgram,
     prompt=st.integers(1, 310),
@@ -35,7 +37,7 @@ class KernelMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.simulation = CheckedSimulation(dict.fromkeys(NAMES, MODEL))
+        self.simulation = CheckedSimulation(MODELS)
         self.tasks: list[Task] = []
 
     @initialize(
@@ -51,7 +53,7 @@ class KernelMachine(RuleBasedStateMachine):
         self, *, policy: str, arena: int, cores: int, latency: float, swap: int, replacement: str, model_wait: int
     ) -> None:
         self.simulation = CheckedSimulation(
-            dict.fromkeys(NAMES, MODEL),
+            MODELS,
             policy=policy,
             cores=cores,
             budget=Bytes(50 * MIB),
