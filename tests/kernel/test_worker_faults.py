@@ -314,7 +314,9 @@ def test_a_worker_that_outgrows_its_charge_is_restarted(simulate: Simulate) -> N
     assert count(simulation, "worker.outgrown") == 0
     measure(simulation, OUTGROWN // 2 + 1)
     assert count(simulation, "worker.outgrown") == 1
+    while not count(simulation, "worker.died"):
+        simulation.step()
+    assert not any(task.suspect for task in tasks)
     simulation.run()
     assert count(simulation, "worker.died") == 1
     assert all(is_ok(simulation, task) for task in tasks)
-    assert not any(task.suspect or task.deaths_alone for task in tasks)
