@@ -64,15 +64,19 @@ class Estimates:
         if changes:
             self._note(model, **changes)
 
-    def live(self, model: str, regions: Collection[Region], taken: Bytes) -> None:
-        """A worker takes so much now. What all its charges are short of is added to the next ones."""
+    def live(self, model: str, regions: Collection[Region], taken: Bytes, untouched: Bytes) -> None:
+        """A worker takes so much now. What all its charges are short of is added to the next ones.
+
+        `untouched`: of buffers that it has allocated: the first load is compared with all that it may take at once.
+        """
         notes, changes = self.notes(model), dict[str, object]()
         beyond = taken - sum(region.bytes for region in regions)
         if beyond > 0:
             changes["excess"] = notes.excess + beyond
         first = notes.first
-        if first is not None and first["charged"] == steady(regions) and taken > first["measured"] + NEWS:
-            changes["first"] = first | {"measured": taken}
+        whole = taken + untouched
+        if first is not None and first["charged"] == steady(regions) and whole > first["measured"] + NEWS:
+            changes["first"] = first | {"measured": whole}
         if changes:
             self._note(model, **changes)
 

@@ -92,7 +92,9 @@ class Meter:
         processor = self._loader.processor(model)
         if processor is not None and processor.phase is Phase.LOADED:
             taken = Bytes(memory.weights + memory.private)
-            self._hardware.estimates.live(model, processor.regions, taken)
+            buffers = measured(processor.regions, told(processor.details), memory)[f"{model}.compute"]
+            untouched = Bytes(max(0, told(processor.details).get("buffers", 0) - buffers))
+            self._hardware.estimates.live(model, processor.regions, taken, untouched)
             self._handle(model, hal.Measured(model, taken))
 
     def measured(self) -> Mapping[str, int]:

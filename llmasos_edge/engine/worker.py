@@ -107,7 +107,7 @@ class Worker:
             "deterministic": "yes" if self._load.exact else "approximate",
             "step_tokens": STEP_TOKENS,
             "sandbox": self._closed,
-            "memory": self._memory,
+            "memory": self._memory | {"buffers": _buffer_bytes("compute", "output")},
         }
 
     def _warm_up_step(self, position: int, count: int) -> float:
@@ -215,8 +215,13 @@ def _memory() -> dict[str, int]:
     """
     lines = Path(f"/proc/self/task/{os.getpid()}/status").read_text().splitlines()
     own = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "VmPTE:")))
-    repacked = sum(size for name, size in buffers().items() if name.endswith("REPACK model"))
+    repacked = _buffer_bytes("REPACK model")
     return {"repacked": repacked, "runtime": own - repacked}
+
+
+def _buffer_bytes(*kinds: str) -> int:
+    """Allocated, whether touched yet or not."""
+    return sum(size for name, size in buffers().items() if name.endswith(kinds))
 
 
 def _receive_load(connection: socket.socket) -> Load:

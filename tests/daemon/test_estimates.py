@@ -73,21 +73,21 @@ def test_a_dry_run_that_dies_is_an_error(tmp_path: Path) -> None:
 def test_the_first_load_is_compared_with_its_most_bytes(store: ModelStore, estimates: Estimates) -> None:
     """Its charge is kept with the peak of what was measured; later loads, charged otherwise, change nothing of it."""
     estimates.loaded(MODEL, {"runtime": 33 * MIB}, REGIONS)
-    for taken in (70, 90, 80):
-        estimates.live(MODEL, REGIONS, Bytes(taken * MIB))
+    for taken, untouched in ((70, 15), (88, 2), (80, 2)):
+        estimates.live(MODEL, REGIONS, Bytes(taken * MIB), Bytes(untouched * MIB))
     assert kept(store).first == {"charged": 100 * MIB, "measured": 90 * MIB}
     assert kept(store).runtime == {"0.3.36": 33 * MIB}
     corrected = (REGIONS[0], Region(f"{MODEL}.runtime", "runtime", Bytes(39 * MIB)))
     estimates.loaded(MODEL, {"runtime": 33 * MIB}, corrected)
-    estimates.live(MODEL, corrected, Bytes(95 * MIB))
+    estimates.live(MODEL, corrected, Bytes(95 * MIB), Bytes(0))
     assert kept(store).first == {"charged": 100 * MIB, "measured": 90 * MIB}
 
 
 def test_what_a_charge_was_short_of_is_added(store: ModelStore, estimates: Estimates) -> None:
     """Once, and not what it was not short of."""
-    estimates.live(MODEL, REGIONS, Bytes(99 * MIB))
+    estimates.live(MODEL, REGIONS, Bytes(99 * MIB), Bytes(9 * MIB))
     assert kept(store).excess == 0
-    estimates.live(MODEL, REGIONS, Bytes(103 * MIB))
+    estimates.live(MODEL, REGIONS, Bytes(103 * MIB), Bytes(0))
     assert kept(store).excess == 3 * MIB
 
 

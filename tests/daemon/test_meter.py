@@ -63,7 +63,8 @@ class Rig:
         processor = self.loader.processor(MODEL)
         assert processor is not None
         processor.phase = Phase.LOADING
-        processor.regions = (Region(f"{MODEL}.repacked", "weights", Bytes(1)), Region("r", "runtime", Bytes(MIB)))
+        sizes = {"repacked": 1, "compute": MIB, "runtime": 30 * MIB}
+        processor.regions = tuple(Region(f"{MODEL}.{name}", name, Bytes(size)) for name, size in sizes.items())
 
 
 @pytest.fixture
@@ -117,17 +118,16 @@ def test_a_worker_that_died_with_repacked_weights_teaches_that(rig: Rig) -> None
 
 
 def test_workers_are_measured_every_ten_seconds(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel hears of those that are loaded; the first load's peak is kept."""
+    """The kernel hears of those that are loaded; the first load's peak is kept, with what its buffers may take yet."""
     rig.loading()
-    rig.meter.learn(MODEL, hal.Loaded(MODEL, {"memory": {"runtime": 30 * MIB}, "sandbox": "none"}))
-    processor = rig.loader.processor(MODEL)
-    assert processor is not None
-    processor.phase = Phase.LOADED
+    loaded = hal.Loaded(MODEL, {"memory": {"runtime": MIB, "buffers": MIB}, "sandbox": "none"})
+    rig.meter.learn(MODEL, loaded)
+    rig.loader.loaded(loaded, Milliseconds(0))
     rig.hardware.workers[ModelId(MODEL)] = cast("WorkerHost", None)
-    monkeypatch.setattr(rig.hardware, "memory", lambda _model: WorkerMemory(7 * MIB, 0, 2 * MIB))
+    monkeypatch.setattr(rig.hardware, "memory", lambda _model: WorkerMemory(7 * MIB, 0, MIB + MIB // 2))
     for now in (9_000, 10_000, 19_000, 20_000):
         rig.meter.poll(Milliseconds(now))
     assert len(rig.posted) == 2
     rig.posted[0]()
-    assert rig.heard == [hal.Measured(MODEL, Bytes(9 * MIB))]
-    assert rig.hardware.estimates.notes(MODEL).first == {"charged": MIB + 1, "measured": 9 * MIB}
+    assert rig.heard == [hal.Measured(MODEL, Bytes(8 * MIB + MIB // 2))]
+    assert rig.hardware.estimates.notes(MODEL).first == {"charged": 31 * MIB + 1, "measured": 9 * MIB}
