@@ -128,6 +128,11 @@ class Rig:
         """What was told of it last."""
         return [p for e in self.seen if isinstance(e, Report) for p in e.progress if p.task == task][-1]
 
+    def run(self, *tasks: TaskId, decode: int) -> None:
+        """A lease, to its end."""
+        number = self.grant(*tasks, decode=decode)
+        self.wait(Report, lambda event: event.idle and event.number == number)
+
     def grant(self, *tasks: TaskId, chunk: int = 512, decode: int = 4000, ms: Milliseconds = LONG) -> int:
         self._number += 1
         slots = tuple(Slot(task, Tokens(4000), Tokens(decode)) for task in tasks)
@@ -280,8 +285,7 @@ def test_a_parked_task_resumes_elsewhere(rig: Rig) -> None:
     """
     expected = rig.alone("park", tokens=12)
     task = rig.start("park", tokens=12)
-    rig.grant(task, decode=5)
-    rig.wait(Report, lambda event: event.idle)
+    rig.run(task, decode=5)
     for cells in (2048, 1024, 4096):
         pieces = rig.save(task)
         assert pieces
@@ -290,8 +294,7 @@ def test_a_parked_task_resumes_elsewhere(rig: Rig) -> None:
         assert rig.wait(Resized).cells == cells
         rig.host.switch_in(task, SequenceId(7), pieces)
         assert rig.wait(Restored).kept == pieces[0].end
-        rig.grant(task, decode=2)
-        rig.wait(Report, lambda event: event.idle)
+        rig.run(task, decode=2)
     rig.grant(task)
     assert rig.finish(task) == [expected]
 
@@ -301,8 +304,7 @@ def test_a_task_whose_state_was_dropped_is_computed_again(rig: Rig) -> None:
     expected = rig.alone("drop", tokens=10)
     task = rig.start("drop", tokens=10)
     for extent in (None, Extent(0, 4096)):
-        rig.grant(task, decode=3)
-        rig.wait(Report, lambda event: event.idle)
+        rig.run(task, decode=3)
         if extent is None:
             rig.host.switch_out(task, None)
         else:
@@ -369,8 +371,7 @@ def test_pieces_wait_for_the_prefix_before_them(own_rig: Callable[..., Rig]) -> 
     rig.wait(Loaded)
     expected = rig.alone("behind", system=PREFIX, tokens=12)
     task = rig.start("behind", system=PREFIX, tokens=12)
-    rig.grant(task, decode=5)
-    rig.wait(Report, lambda event: event.idle)
+    rig.run(task, decode=5)
     shared = next(e.shared for e in rig.seen if isinstance(e, Prepared) and e.task == task)
     (piece,) = rig.save(task)
     assert piece.start == shared
