@@ -9,10 +9,10 @@ from typing import Final, Self, TypeVar
 
 from benchmarks.node import MODEL, model_file
 from llmasos_edge.engine.host import WorkerHost
-from llmasos_edge.engine.protocol import CONTROL_PAGE, Answer, Command, Load, Message, Prepare, Program, Sampling
+from llmasos_edge.engine.protocol import Answer, Command, Load, Message, Prepare, Program, Sampling
 from llmasos_edge.errors import Panic
 from llmasos_edge.kernel.hal import Died, Loaded, Piece, Prepared, Quantum, Report, Save, Saved, Slot
-from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.memory.extent import CONTROL_PAGE, Extent
 from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, SegmentId, SequenceId, TaskId, Tokens
 
 ARENA: Final = Bytes(64 << 20)

@@ -150,7 +150,7 @@ class SwapLoad:
                 self.on_written(segment)
                 source, self._stored[segment] = self._writing.pop(segment)
                 self._arena.free(source)
-            case Moved(_, segment, move):
+            case Moved(segment, move):
                 self._places.close_move(self._moving.pop(segment), moved=True)
                 self._stored[segment] = move.target
             case other:

@@ -41,7 +41,7 @@ class Accepting:
         app = request.app if isinstance(request, RunRequest) else caller.app
         if isinstance(request, RunRequest):
             request = _merged(request, self.expand(request.app, request.input))
-        program = _program(request, seed, f"app:{app}" if app else f"client:{caller.client}")
+        program = _program(request, seed, caller.client)
         if app and (system := self.system(app)) is not None:
             public = system_part(program.messages or ()) == (Message("system", system),)
             program = msgspec.structs.replace(program, public=public)

@@ -16,7 +16,6 @@ from typing import Final
 import msgspec
 
 from llmasos_edge.engine.protocol import (
-    CONTROL_PAGE,
     Answer,
     Command,
     Forget,
@@ -31,6 +30,7 @@ from llmasos_edge.engine.protocol import (
 )
 from llmasos_edge.errors import Internal, LLMasOSError
 from llmasos_edge.kernel.hal import Died, Piece, Quantum, Refused, Save
+from llmasos_edge.kernel.memory.extent import CONTROL_PAGE
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import ModelId, SequenceId, TaskId, Tokens
 

@@ -15,7 +15,6 @@ from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.units import ModelId, SequenceId, TaskId, Tokens
 
 FRAME_MAX: Final = 8 << 20
-CONTROL_PAGE: Final = 4096  # bytes before the arena in a model's memfd: byte 0 is the abort byte, byte 1 stays 0
 _LENGTH: Final = struct.Struct(">I")
 
 

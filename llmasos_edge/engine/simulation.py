@@ -14,7 +14,6 @@ from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.memory.backing import (
     Moved,
     MoveFailed,
-    Place,
     ReadDone,
     ReadFailed,
     Record,
@@ -157,16 +156,13 @@ class SimulatedSwap:
         for segment in segments:
             self.held.pop(segment, None)
 
-    def move_parked(self, segment: SegmentId, model: ModelId, move: Move) -> None:
-        raise Panic("SimulatedSwap.move_parked: nobody asks for that")
-
     def move_stored(self, segment: SegmentId, move: Move) -> None:
         if self.failing or segment not in self.held:
-            self._later(0, MoveFailed(Place.SWAP, segment, move, "input/output error"))
+            self._later(0, MoveFailed(segment, move, "input/output error"))
             return
         self.moved_bytes += move.source.size
         self.held[segment] = StoredSegment(self.held[segment].record, move.target)
-        self._later(move.source.size, Moved(Place.SWAP, segment, move))
+        self._later(move.source.size, Moved(segment, move))
 
     def statistics(self) -> SwapStatistics:
         counts = (self._writes, Bytes(self.written_bytes), self._reads, Bytes(self.read_bytes), Bytes(self.moved_bytes))

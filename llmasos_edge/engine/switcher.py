@@ -6,10 +6,9 @@ from functools import partial
 
 from llmasos_edge.engine import segment
 from llmasos_edge.engine.kv_pool import KvPool
-from llmasos_edge.engine.protocol import CONTROL_PAGE
 from llmasos_edge.engine.work import Work
 from llmasos_edge.kernel.hal import Piece, Restored, Save, Saved
-from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.memory.extent import CONTROL_PAGE, Extent
 from llmasos_edge.kernel.units import Bytes, SegmentId, SequenceId, Tokens
 
 

@@ -31,19 +31,12 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class MoveParked:
-    segment: SegmentId
-    model: ModelId
-    move: Move
-
-
-@dataclass(frozen=True, slots=True)
 class MoveStored:
     segment: SegmentId
     move: Move
 
 
-Command = Write | MoveParked | MoveStored
+Command = Write | MoveStored
 
 
 class SwapQueue:

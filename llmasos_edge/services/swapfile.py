@@ -22,7 +22,6 @@ from llmasos_edge.errors import Panic, StoreError
 from llmasos_edge.kernel.memory.backing import (
     Moved,
     MoveFailed,
-    Place,
     ReadDone,
     ReadFailed,
     Record,
@@ -37,7 +36,7 @@ from llmasos_edge.kernel.units import Bytes, ModelId, SegmentId
 from llmasos_edge.services.arena_memory import PIECE, ArenaMemory
 from llmasos_edge.services.swap_disk import SwapDisk
 from llmasos_edge.services.swap_index import Report, SwapIndex
-from llmasos_edge.services.swap_queue import MoveParked, MoveStored, Read, SwapQueue, Write
+from llmasos_edge.services.swap_queue import MoveStored, Read, SwapQueue, Write
 
 FADING: Final = 0.8  # what a read counts in the rate, once another has come
 
@@ -116,9 +115,6 @@ class SwapFile:
     def forget(self, segments: Iterable[SegmentId]) -> None:
         self._queue.forget(segments)
 
-    def move_parked(self, segment: SegmentId, model: ModelId, move: Move) -> None:
-        self._queue.put(MoveParked(segment, model, move))
-
     def move_stored(self, segment: SegmentId, move: Move) -> None:
         if move.overlaps:
             raise Panic(f"SwapFile.move_stored: a power cut would tear {move}")
@@ -134,8 +130,6 @@ class SwapFile:
             served = self._serve_reads()
             batch, forgotten = self._queue.head()
             match batch:
-                case [MoveParked() as command]:
-                    self._move_parked(command)
                 case [MoveStored() as command]:
                     self._move_stored(command, self._strike_off(forgotten))
                 case [] if served:
@@ -222,11 +216,6 @@ class SwapFile:
             self._tell(ReadDone(read.request))
         self._disk.drop_cache(read.source)
 
-    def _move_parked(self, command: MoveParked) -> None:
-        move = command.move
-        why = self._attempt(lambda: self._memory.move(command.model, move))
-        self._end_move(Place.ARENA, command.segment, move, why)
-
     def _move_stored(self, command: MoveStored, why: str) -> None:
         """The data first, then the pointer: whenever the power goes, it points to whole data."""
         segment, move = command.segment, command.move
@@ -250,14 +239,14 @@ class SwapFile:
             self._repairs.append(lambda: self._index.move(segment, move.source))
         self._disk.drop_cache(move.source)
         self._disk.drop_cache(move.target)
-        self._end_move(Place.SWAP, segment, move, why)
+        self._end_move(segment, move, why)
 
-    def _end_move(self, place: Place, segment: SegmentId, move: Move, why: str) -> None:
+    def _end_move(self, segment: SegmentId, move: Move, why: str) -> None:
         if why:
-            self._tell(MoveFailed(place, segment, move, why))
+            self._tell(MoveFailed(segment, move, why))
         else:
             self._count(moved=move.source.size)
-            self._tell(Moved(place, segment, move))
+            self._tell(Moved(segment, move))
 
     def _attempt(self, action: Callable[[], object]) -> str:
         """Why it failed, or "": whatever it is, those who wait must be told."""

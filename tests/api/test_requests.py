@@ -47,7 +47,7 @@ def test_defaults() -> None:
     assert (submission.deadline_ms, submission.session, submission.app) == (None, None, None)
     sampling = program(submission).sampling
     assert (sampling.temperature, sampling.seed, sampling.stop) == (0.7, 7, ())
-    assert program(submission).owner == "client:lamp"
+    assert program(submission).owner == "lamp"
 
 
 def test_what_is_said_holds_up_to_the_ceiling() -> None:
@@ -64,7 +64,7 @@ def test_a_run_has_the_apps_values_and_the_callers_over_them() -> None:
     submission = submitted("run", b'{"app": "a", "input": "x", "max_tokens": 5}')
     assert (submission.app, submission.max_tokens, submission.priority) == ("a", 5, Priority.NORMAL)
     assert program(submission).sampling.temperature == 0
-    assert program(submission).owner == "app:a"
+    assert program(submission).owner == submission.client
 
 
 HELPFUL: dict[str, object] = {

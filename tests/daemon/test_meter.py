@@ -122,7 +122,7 @@ def test_workers_are_measured_every_ten_seconds(rig: Rig, monkeypatch: pytest.Mo
     rig.loading()
     loaded = hal.Loaded(MODEL, {"memory": {"runtime": MIB, "buffers": MIB}, "sandbox": "none"})
     rig.meter.learn(MODEL, loaded)
-    rig.loader.loaded(loaded, Milliseconds(0))
+    rig.loader.heard(loaded, Milliseconds(0))
     rig.hardware.workers[ModelId(MODEL)] = cast("WorkerHost", None)
     monkeypatch.setattr(rig.hardware, "memory", lambda _model: WorkerMemory(7 * MIB, 0, MIB + MIB // 2))
     for now in (9_000, 10_000, 19_000, 20_000):

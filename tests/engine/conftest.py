@@ -10,7 +10,8 @@ import pytest
 
 from llmasos_edge.engine.kv_pool import KvPool
 from llmasos_edge.engine.llama import L, LlamaModel, set_fields
-from llmasos_edge.engine.protocol import CONTROL_PAGE, Load
+from llmasos_edge.engine.protocol import Load
+from llmasos_edge.kernel.memory.extent import CONTROL_PAGE
 from llmasos_edge.kernel.units import ModelId
 from tests.quantized import quantized
 

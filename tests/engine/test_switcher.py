@@ -15,11 +15,11 @@ import pytest
 from llmasos_edge.engine.answer_text import AnswerText
 from llmasos_edge.engine.kv_pool import KvPool
 from llmasos_edge.engine.llama import L
-from llmasos_edge.engine.protocol import CONTROL_PAGE, Program, Sampling
+from llmasos_edge.engine.protocol import Program, Sampling
 from llmasos_edge.engine.switcher import Switcher
 from llmasos_edge.engine.work import Work
 from llmasos_edge.kernel.hal import Piece, Restored, Save, Saved
-from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.memory.extent import CONTROL_PAGE, Extent
 from llmasos_edge.kernel.units import SegmentId, SequenceId, TaskId, Tokens
 from tests.engine.conftest import MakePool
 

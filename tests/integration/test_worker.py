@@ -16,7 +16,6 @@ import pytest
 from llmasos_edge.engine import host as host_module
 from llmasos_edge.engine.host import WorkerHost
 from llmasos_edge.engine.protocol import (
-    CONTROL_PAGE,
     Answer,
     Command,
     Load,
@@ -41,7 +40,7 @@ from llmasos_edge.kernel.hal import (
     Saved,
     Slot,
 )
-from llmasos_edge.kernel.memory.extent import Extent
+from llmasos_edge.kernel.memory.extent import CONTROL_PAGE, Extent
 from llmasos_edge.kernel.task import Submission, Task
 from llmasos_edge.kernel.units import (
     Bytes,

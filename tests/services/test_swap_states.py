@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from benchmarks.swap_load import MODEL, content, damaged, record
 from llmasos_edge.kernel.memory.arena import Arena
-from llmasos_edge.kernel.memory.backing import Moved, Place, ReadDone, StoredSegment, Written
+from llmasos_edge.kernel.memory.backing import Moved, ReadDone, StoredSegment, Written
 from llmasos_edge.kernel.memory.compaction import plan
 from llmasos_edge.kernel.memory.extent import PAGE, Extent
 from llmasos_edge.kernel.memory.fit import FITS
@@ -111,16 +111,16 @@ class SwapMachine(RuleBasedStateMachine):
     @rule()
     def compact(self) -> None:
         """Both, as far as it goes."""
-        for place, arena, where in ((Place.ARENA, self.arena, self.parked), (Place.SWAP, self.places, self.stored)):
-            moves = plan(arena, where.values(), Bytes(SWAP * PAGE), overlapping=place is Place.ARENA)
+        for arena, where in ((self.arena, self.parked), (self.places, self.stored)):
+            moves = plan(arena, where.values(), Bytes(SWAP * PAGE), overlapping=arena is self.arena)
             for move in moves:
                 (number,) = [each for each, extent in where.items() if extent == move.source]
                 arena.open_move(move)
-                if place is Place.ARENA:
-                    self.swap.move_parked(SegmentId(number), MODEL, move)
+                if arena is self.arena:
+                    self.rig.memory.move(MODEL, move)
                 else:
                     self.swap.move_stored(SegmentId(number), move)
-                assert self.rig.event() == Moved(place, SegmentId(number), move)
+                    assert self.rig.event() == Moved(SegmentId(number), move)
                 arena.close_move(move, moved=True)
                 where[number] = move.target
 

@@ -15,7 +15,6 @@ from llmasos_edge.errors import Panic, StoreError
 from llmasos_edge.kernel.memory.backing import (
     Moved,
     MoveFailed,
-    Place,
     ReadDone,
     ReadFailed,
     StoredSegment,
@@ -202,17 +201,6 @@ def test_a_read_waits_for_bytes_that_are_still_to_be_written(rig: SwapRig) -> No
 # --- moves
 
 
-def test_a_segment_moves_inside_the_arena(rig: SwapRig) -> None:
-    """Where source and target may overlap."""
-    swap = rig.open()
-    rig.park(1, pages(3, 8))
-    move = Move(pages(3, 8), pages(1, 8))
-    swap.move_parked(SegmentId(1), MODEL, move)
-    assert rig.event() == Moved(Place.ARENA, SegmentId(1), move)
-    assert rig.parked(move.target) == content(1, 8 * PAGE)
-    assert swap.statistics().moved == 8 * PAGE
-
-
 def test_a_segment_moves_inside_the_swap_file(rig: SwapRig) -> None:
     """The pointer follows the data."""
     swap = rig.open()
@@ -220,7 +208,7 @@ def test_a_segment_moves_inside_the_swap_file(rig: SwapRig) -> None:
     assert rig.event() == Written(SegmentId(1))
     move = Move(pages(20, 5), pages(0, 5))
     swap.move_stored(SegmentId(1), move)
-    assert rig.event() == Moved(Place.SWAP, SegmentId(1), move)
+    assert rig.event() == Moved(SegmentId(1), move)
     swap = rig.open()
     assert swap.load() == [StoredSegment(record(1, 5 * PAGE), pages(0, 5))]
     assert damaged(rig.folder, swap.load()) == []
@@ -234,17 +222,12 @@ def test_a_move_inside_the_swap_file_must_not_overlap(rig: SwapRig) -> None:
 
 
 def test_what_is_not_there_does_not_move(rig: SwapRig) -> None:
-    """It was forgotten, or is not in the arena: the owner is told why, and all else goes on."""
+    """It was forgotten: the owner is told why, and all else goes on."""
     swap = rig.open()
     move = Move(pages(20, 5), pages(0, 5))
     swap.move_stored(SegmentId(1), move)
     event = rig.event()
-    assert event == MoveFailed(Place.SWAP, SegmentId(1), move, "segment 1 is not in the swap file")
-    beyond = Move(pages(250, 10), pages(0, 10))
-    swap.move_parked(SegmentId(1), MODEL, beyond)
-    event = rig.event()
-    assert isinstance(event, MoveFailed)
-    assert "in an arena of" in event.why
+    assert event == MoveFailed(SegmentId(1), move, "segment 1 is not in the swap file")
     write(rig, 2, pages(0, 1), pages(0, 1))
     assert rig.event() == Written(SegmentId(2))
 
@@ -328,7 +311,7 @@ def test_a_pointer_that_a_failed_commit_left_behind_is_put_back(rig: SwapRig, do
     doubtful(1)
     move = Move(pages(4, 1), pages(0, 1))
     swap.move_stored(SegmentId(1), move)
-    assert rig.event() == MoveFailed(Place.SWAP, SegmentId(1), move, "disk I/O error")
+    assert rig.event() == MoveFailed(SegmentId(1), move, "disk I/O error")
     write(rig, 2, pages(1, 1), pages(0, 1))
     assert rig.event() == Written(SegmentId(2))
     swap = rig.open()

@@ -2,21 +2,15 @@
 
 Commands return at once and are carried out on a thread of the device's own. Events come back through `deliver`, on that
 thread. An extent that a command names stays as it is (held, neither moved nor freed) until the command's event
-has come; there is one for each `write`, `read`, `move_parked` and `move_stored`.
+has come; there is one for each `write`, `read` and `move_stored`.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
 from llmasos_edge.kernel.memory.extent import Extent, Move
 from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId, SegmentId, SessionId, Tokens
-
-
-class Place(Enum):
-    ARENA = "arena"
-    SWAP = "swap"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +69,6 @@ class ReadFailed:
 class Moved:
     """The target has the bytes (in the swap file: durably, and the index says so): the source may be freed."""
 
-    place: Place
     segment: SegmentId
     move: Move
 
@@ -84,7 +77,6 @@ class Moved:
 class MoveFailed:
     """The source still has the bytes: the target may be freed."""
 
-    place: Place
     segment: SegmentId
     move: Move
     why: str
@@ -119,9 +111,6 @@ class SwapDevice(Protocol):
 
     def forget(self, segments: Iterable[SegmentId]) -> None:
         """Strike them off the index. Their extents may be freed and named in a `write` at once. No event."""
-
-    def move_parked(self, segment: SegmentId, model: ModelId, move: Move) -> None:
-        """Move a segment inside the arena; source and target may overlap -> Moved or MoveFailed."""
 
     def move_stored(self, segment: SegmentId, move: Move) -> None:
         """Move a segment inside the swap file; source and target do not overlap -> Moved or MoveFailed."""
