@@ -15,7 +15,7 @@ from llmasos_edge.daemon.footprint import measured, types_repacked
 from llmasos_edge.daemon.footprint import told as worker_told
 from llmasos_edge.daemon.machine import LIMIT_MARGIN_BYTES, POOL_AUTO, POOL_STEP, Hardware
 from llmasos_edge.engine.host import WorkerHost
-from llmasos_edge.kernel.hal import Loaded
+from llmasos_edge.kernel.hal import Loaded, Loading
 from llmasos_edge.kernel.units import Bytes, ModelId
 from llmasos_edge.services.arena_memory import ArenaMemory
 from llmasos_edge.services.cgroup import Cgroups
@@ -119,6 +119,8 @@ def test_a_load_is_what_was_charged(hardware: Hardware, told: queue.SimpleQueue[
     charged = hardware.footprint(SMALL)
     hardware.load(SMALL)
     loaded = told.get(timeout=60)
+    while isinstance(loaded, Loading):
+        loaded = told.get(timeout=60)
     assert isinstance(loaded, Loaded)
     memory = hardware.memory(SMALL)
     assert memory is not None
