@@ -79,6 +79,15 @@ class Sessions:
         self.conversations.forget(row.client, row.name)
         self.journal.forget_session(row.client, row.name, lambda _: then())
 
+    def expired(self, sessions: Sequence[tuple[str, str]]) -> None:
+        """They were idle for too long: what was said is gone, and what was computed goes."""
+        for client, name in sessions:
+            key = ClientId(client), SessionId(name)
+            if not self.turns.waiting(key):
+                self.conversations.forget(client, name)
+                for state in self.swapper.of_session(key):
+                    self.swapper.forget(state)
+
     def _idle(self, row: SessionRow) -> Sequence[KvState]:
         key = ClientId(row.client), SessionId(row.name)
         if self.turns.waiting(key):

@@ -189,6 +189,8 @@ class Node:
 
     def _connect(self) -> None:
         """What callers reach: the calls, the control socket's and the apps' side of the door."""
+        sessions = Sessions(self.journal, self.door.conversations, self.kernel.swapper, self.dispatcher.turns)
+        self.journal.on_expired = lambda keys: self.loop.post(partial(sessions.expired, keys))
         self.calls = Calls(
             node=self.config.name,
             boot=self.boot,
@@ -197,7 +199,7 @@ class Node:
             door=self.door,
             models=self.models,
             apps=self.apps,
-            sessions=Sessions(self.journal, self.door.conversations, self.kernel.swapper, self.dispatcher.turns),
+            sessions=sessions,
             about=self,
             clock_ms=monotonic_ms,
             slow=self._errands.run,

@@ -47,6 +47,10 @@ class Turns(NamedTuple):
     messages: Sequence[TurnMessage]
 
 
+def _nothing_of(_: object) -> None:
+    """Nobody wants to know."""
+
+
 def _nothing(_: LLMasOSError | None = None) -> None:
     """For those who need not be told."""
 
@@ -97,6 +101,9 @@ class Journal:
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._later: list[_Write] = []
         self._trouble = ""
+        self.on_expired: Callable[[Sequence[Key]], None] = (
+            _nothing_of  # told on the journal's thread which sessions ended
+        )
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
     def start(self) -> None:
@@ -364,5 +371,7 @@ class Journal:
                 self._has_sessions = self._file.has_sessions()
                 for key in sessions:
                     self._sessions.pop(key, None)
+            if sessions:
+                self.on_expired(tuple(sessions))
 
         return _Write(apply, then, committed)

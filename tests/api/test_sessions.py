@@ -1,5 +1,6 @@
 """Tests of the operator's view of sessions: listed, shown, parked and removed, by name and client."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -92,6 +93,16 @@ def test_a_name_that_two_clients_use(desk: Desk, line: Line) -> None:
     assert OPERATOR in error["message"]
     assert "lamp" in error["message"]
     assert answer(line, "session.show", session="one", client="lamp")["client"] == "lamp"
+
+
+def test_a_session_that_was_idle_for_too_long(desk: Desk, line: Line) -> None:
+    """What was computed of it goes with what was said in it."""
+    talk(desk, line)
+    desk.journal.on_expired = lambda keys: desk.post(partial(desk.sessions.expired, keys))
+    desk.now = Milliseconds(desk.now + 8 * 24 * 3_600_000)
+    desk.journal.sweep()
+    desk.until(lambda: not desk.kernel.swapper.of_session((OPERATOR, SessionId("one"))))
+    assert answer(line, "sessions") == []
 
 
 def test_a_session_in_the_arena(desk: Desk, line: Line) -> None:
