@@ -94,12 +94,19 @@ def memory(kernel: Kernel, measured: Mapping[str, int]) -> Json:
         "budget": ledger.budget,
         "charged": ledger.charged,
         "measured": sum(measured.values()),
+        "pressure": pressure(kernel),
         "regions": [_region(region.name, region.kind, region.bytes, measured) for region in ledger.regions()],
         "arena": arena(kernel.swapper.arena),
         "swap": swap(kernel.swapper),
         "models": models,
         "sessions": {residency.value: count for residency, count in kernel.swapper.census().items()},
     }
+
+
+def pressure(kernel: Kernel) -> Json:
+    """Memory pressure: `none`, `park`, `drop` or `refuse`, and why."""
+    now = kernel.loader.pressure
+    return {"level": now.level.word, "why": now.why or None}
 
 
 def arena(of: Arena) -> Json:

@@ -55,6 +55,7 @@ def _findings(state: Path | None) -> Iterator[Finding]:
             yield from _node(status)
             yield mosquitto(needed=status["broker"]["managed"])
             yield host.memory(max(0, mem["budget"] - (mem.get("measured") or 0)))
+            yield _pressure(status["pressure"])
             yield host.memlock(client.node_pid, sum(model.get("size") or 0 for model in models if model.get("pinned")))
         yield from _models(status)
     except LLMasOSError as error:
@@ -111,6 +112,15 @@ def _node(status: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "broker", "FAIL", what, "check that it runs, and `mqtt` in the node file; `llmasos dmesg` says why"
         )
+
+
+def _pressure(pressure: dict[str, Any]) -> Finding:
+    """What the node gives back because others are short of memory."""
+    what = {"park": "idle sessions are swapped out", "drop": "idle models are dropped", "refuse": "tasks are refused"}
+    if pressure["level"] not in what:
+        return Finding("pressure", "ok", "nobody is short of memory")
+    mend = "stop other programs, or lower `memory.budget`; `llmasos dmesg` tells what was given back"
+    return Finding("pressure", "warn", f"{what[pressure['level']]}: {pressure['why']}", mend)
 
 
 def _models(status: dict[str, Any]) -> Iterator[Finding]:

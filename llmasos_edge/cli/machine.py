@@ -73,6 +73,8 @@ def _say_status(shape: dict[str, Any]) -> None:
     models = ", ".join(f"{model['id']} {render.model_state(model)}" for model in shape["models"])
     render.line(f"models  {models or 'none'}")
     render.line(f"apps    {', '.join(shape['apps']) or 'none'}")
+    if shape["pressure"]["level"] != "none":
+        render.line(f"memory  short ({shape['pressure']['level']}): {shape['pressure']['why']}")
     _say_pending(shape["pending"])
     tasks = ", ".join(f"{count} {state}" for state, count in shape["tasks"].items() if count)
     render.line(f"tasks   {tasks or 'none'}")

@@ -32,6 +32,8 @@ def memory(shape: dict[str, Any]) -> None:
     """What `mem` shows."""
     budget, charged, measured = shape["budget"], shape["charged"], shape.get("measured")
     click.echo(f"budget {size(budget)} · charged {size(charged)} · measured {size(measured)}")
+    if shape["pressure"]["level"] != "none":
+        click.echo(f"memory is short ({shape['pressure']['level']}): {harmless(shape['pressure']['why'])}")
     filled = bar(charged, measured, budget).ljust(BAR_CELLS, "·" if sys.stdout.isatty() else ".")
     share = round(100 * charged / budget) if budget else 0
     click.echo(f"[{filled}] {share} % charged, {size(budget - charged)} free\n")

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 PUBLISHED: Final = frozenset(
     {
         *("model.loading", "model.loaded", "model.draining", "model.dropped", "worker.died", "worker.hung"),
-        *("task.preempted", "memory.refused", "config.applied", "app.fallback", "app.failed", "app.dropped"),
+        *("memory.pressure", "memory.parked", "memory.dropped", "memory.refused"),
+        *("task.preempted", "config.applied", "app.fallback", "app.failed", "app.dropped"),
     }
 )
 
@@ -182,6 +183,7 @@ class Link:
             "measured": sum(measured.values()),
             "charged": self._node.kernel.loader.ledger.charged,
             "ram_available": monitor.system_memory().available,
+            "pressure_level": self._node.kernel.loader.pressure.level.word,
             "pressure": None if pressure is None else pressure.some,
             "temperature_c": monitor.temperature_c(),
             "tokens": self._node.tokens,

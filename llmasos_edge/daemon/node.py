@@ -18,7 +18,7 @@ from llmasos_edge.api.control_server import ControlCalls
 from llmasos_edge.api.door import Clocks, Door
 from llmasos_edge.api.requests import Accepting
 from llmasos_edge.api.sessions import Sessions
-from llmasos_edge.api.views import model_state
+from llmasos_edge.api.views import model_state, pressure
 from llmasos_edge.config.load import load_node
 from llmasos_edge.config.node import NodeConfig, effective
 from llmasos_edge.daemon import settings
@@ -52,6 +52,7 @@ from llmasos_edge.resources import resource
 from llmasos_edge.services import cgroup, monitor
 from llmasos_edge.services.arena_memory import ArenaMemory
 from llmasos_edge.services.journal import Journal
+from llmasos_edge.services.pressure import Watch
 from llmasos_edge.services.security import OPERATOR, Security
 from llmasos_edge.services.store import ModelStore
 from llmasos_edge.services.swapfile import SwapFile
@@ -148,6 +149,7 @@ class Node:
             userland=self.door,
         )
         self._meter = Meter(self.hardware, self.kernel.loader, self._errands, self.loop.post, self._handle)
+        self._watch = Watch()
         self.dispatcher = Dispatcher(self.kernel)
         self.syscalls = Syscalls(self.dispatcher)
         self.door.open(self.syscalls, self.trace)
@@ -249,6 +251,13 @@ class Node:
         """Once a second, on the main thread."""
         self.link.poll()
         self._meter.poll(monotonic_ms())
+        self._feel()
+
+    def _feel(self) -> None:
+        """The kernel is woken only while memory is short, and until all is calm again."""
+        spaces = self._watch.look()
+        if self.kernel.loader.pressure.level or any(space.strain for space in spaces):
+            self.loop.post(lambda: self.dispatcher.relief.felt(spaces, monotonic_ms()))
 
     def _start_loop(self) -> None:
         self.loop.start(self.dispatcher, [(self.apps.next_tick, self.apps.tick), (self._next_beat, self._beat)])
@@ -400,6 +409,7 @@ class Node:
             "since": self.since,
             "broker": self.link.broker(),
             "models": [rows.get(name, {"id": name, "state": "unloaded"}) for name in names],
+            "pressure": pressure(self.kernel),
             "pending": settings.pending(self),
             "apps": [row["name"] for row in self.apps.listing()],
             "tasks": self.kernel.table.counts(),

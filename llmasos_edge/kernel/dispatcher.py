@@ -18,6 +18,7 @@ from llmasos_edge.kernel.loader import Loader
 from llmasos_edge.kernel.memory.backing import SwapEvent
 from llmasos_edge.kernel.pools import Pools
 from llmasos_edge.kernel.processor import Phase, Processor
+from llmasos_edge.kernel.relief import Relief
 from llmasos_edge.kernel.scheduling.batch import Targets
 from llmasos_edge.kernel.scheduling.lengths import Lengths
 from llmasos_edge.kernel.scheduling.scheduler import Scheduler
@@ -60,6 +61,7 @@ class Dispatcher:
         self.workers: Final = Workers(kernel.loader, kernel.swapper, kernel.table, kernel.trace, self)
         self._seats = Seats(kernel.table, kernel.swapper, kernel.trace)
         self._pools = Pools(kernel.loader, self._seats, kernel.trace)
+        self.relief: Final = Relief(kernel.loader, kernel.swapper, self._pools, self.workers, kernel.trace)
         self._leases = Leases(kernel.loader, kernel.trace)
         self._lengths = Lengths()
         self._worked = False  # since the arena was compacted last

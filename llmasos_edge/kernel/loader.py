@@ -8,6 +8,7 @@ from llmasos_edge.errors import BadRequest, NoMemory, Panic
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.admission import never_fits
 from llmasos_edge.kernel.memory.budget import Ledger, Region
+from llmasos_edge.kernel.memory.pressure import Level, Pressure
 from llmasos_edge.kernel.memory.replacement import Policy, Replacement, Resident, cost
 from llmasos_edge.kernel.memory.residency import Claimant, Occupant, Plan, plan
 from llmasos_edge.kernel.processor import Phase, Processor
@@ -19,11 +20,15 @@ OUTGROWN: Final = 32 << 20  # bytes beyond what a worker was charged when it was
 
 
 class Loader:
-    """`replacement` may be set at any moment on the kernel's thread."""
+    """`replacement` and `pressure` may be set at any moment on the kernel's thread.
+
+    Under pressure no pool grows; from DROP on nothing is loaded.
+    """
 
     def __init__(self, machine: hal.Machine, ledger: Ledger, trace: Trace, replacement: Policy = cost) -> None:
         self.machine: Final = machine
         self.replacement = replacement
+        self.pressure = Pressure()
         self.ledger: Final = ledger
         self._trace = trace
         self._processors: dict[ModelId, Processor] = {}
@@ -85,7 +90,7 @@ class Loader:
         """What is to be loaded, dropped and drained now, for models that are wanted and not loaded."""
         absent = [each for each in self.processors() if each.phase is Phase.UNLOADED and (each.busy or each.wanted)]
         found = Plan()
-        if absent:
+        if absent and self.pressure.level < Level.DROP:
             claimants = [self._claimant(each, now) for each in absent]
             present = (each for each in self.processors() if each.phase is not Phase.UNLOADED)
             occupants = [_occupant(each, now) for each in present if not each.limits.pinned]
@@ -117,7 +122,7 @@ class Loader:
     def can_resize(self, processor: Processor, cells: Tokens) -> bool:
         """The budget has what that takes more."""
         regions = self.machine.footprint(processor.model, cells)
-        return sum(region.bytes for region in regions) - processor.bytes <= self.ledger.free
+        return not self.pressure.level and sum(region.bytes for region in regions) - processor.bytes <= self.ledger.free
 
     def begin_resize(self, processor: Processor, cells: Tokens) -> None:
         """What is needed more is charged at once, what is needed less comes free when it is done."""
@@ -143,9 +148,21 @@ class Loader:
 
     def room(self, processor: Processor, now: Milliseconds) -> Replacement | None:
         """The idle models to drop so that it can be loaded at once, whoever waits; None: there is no room now."""
+        return self.replacement(self._needed(processor), self.ledger.free, self._idle(now))
+
+    def idle_victim(self, now: Milliseconds) -> Processor | None:
+        """The idle model that is the first to go; None: there is none."""
+        free, idle = self.ledger.free, self._idle(now)
+        found = self.replacement(Bytes(free + 1), free, idle)
+        if found is None:
+            return None
+        self.spare(found.spared)
+        return self._processors[found.victims[0]]
+
+    def _idle(self, now: Milliseconds) -> list[Resident]:
+        """Models that can be dropped at once."""
         present = (each for each in self.processors() if each.phase is Phase.LOADED)
-        idle = [_resident(each, now) for each in present if not (each.busy or each.saving or each.limits.pinned)]
-        return self.replacement(self._needed(processor), self.ledger.free, idle)
+        return [_resident(each, now) for each in present if not (each.busy or each.saving or each.limits.pinned)]
 
     def spare(self, models: Collection[ModelId]) -> None:
         """The clock's hand has passed over them, in this order."""

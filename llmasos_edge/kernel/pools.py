@@ -53,6 +53,14 @@ class Pools:
                 short -= size
         return True
 
+    def shrink(self, now: Milliseconds) -> Bytes:
+        """Every pool to what is needed now. How many bytes are to come free."""
+        spare = {each: self._spare(each) for each in self._loader.processors() if each.resizing is None}
+        for processor, size in spare.items():
+            if size:
+                self._resize(processor, Tokens(self._needed(processor)), now)
+        return Bytes(sum(spare.values()))
+
     def _spare(self, processor: Processor) -> Bytes:
         """Bytes of cells that nobody needs now."""
         cells = processor.limits.cells - self._needed(processor)

@@ -23,15 +23,16 @@ class Syscalls:
         self.closing = False
 
     def submit(self, submission: Submission, now: Milliseconds) -> Task:
-        """Admit a task. Raises UnknownModel, NoMemory (it can never fit), QueueFull, ShuttingDown.
+        """Admit a task. Raises UnknownModel, NoMemory (it can never fit, or not now), QueueFull, ShuttingDown.
 
-        A task given again after a restart was admitted before: the queue's bound is not for it.
+        A task given again after a restart was admitted before: neither shortage nor the queue's bound is for it.
         """
         if self.closing:
             raise ShuttingDown("the node is shutting down", retry_after_ms=RETRY_MS)
         processor = self._dispatcher.processor(submission.model)
         self._dispatcher.kernel.loader.check_fits(processor)
         if submission.attempt == 1:
+            self._dispatcher.relief.check(processor, submission, now)
             self._bound(submission, processor)
         task = self._table.make(submission, now)
         self._trace.record(now, "task.submitted", task=task.id, client=submission.client, priority=task.priority.name)
@@ -75,6 +76,7 @@ class Syscalls:
         if processor.engine is not None:
             processor.leaving = False
             return
+        self._dispatcher.relief.check_load()
         processor.use(Priority.NORMAL, now)
         place = self._dispatcher.kernel.loader.room(processor, now)
         if place is not None:

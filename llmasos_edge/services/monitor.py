@@ -111,11 +111,13 @@ def system_memory() -> SystemMemory:
 
 def cgroup_limit(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
     """The least memory limit of this process's cgroup and of those above it, or None without one."""
-    limits = [limit for file in _limit_files(proc, cgroups) if (limit := _limit(file)) is not None]
-    return min(limits, default=None)
+    files = {"v1": "memory.limit_in_bytes", "v2": "memory.max"}
+    limits = [_limit(folder / files[version]) for version, folder in cgroup_folders(proc, cgroups)]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _limit_files(proc: Path, cgroups: Path) -> Iterator[Path]:
+def cgroup_folders(proc: Path = PROC, cgroups: Path = CGROUPS) -> Iterator[tuple[str, Path]]:
+    """This process's cgroup and those above it, where memory is counted: "v1" or "v2", and the folder."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -123,14 +125,14 @@ def _limit_files(proc: Path, cgroups: Path) -> Iterator[Path]:
     for line in lines:
         number, controllers, place = line.split(":", 2)
         if number == "0":
-            yield from _upwards(cgroups, place, "memory.max")
+            yield from (("v2", folder) for folder in _upwards(cgroups, place))
         elif "memory" in controllers.split(","):
-            yield from _upwards(cgroups / "memory", place, "memory.limit_in_bytes")
+            yield from (("v1", folder) for folder in _upwards(cgroups / "memory", place))
 
 
-def _upwards(mount: Path, place: str, name: str) -> Iterable[Path]:
+def _upwards(mount: Path, place: str) -> Iterable[Path]:
     group = mount / place.lstrip("/")
-    return (folder / name for folder in (group, *group.parents) if folder.is_relative_to(mount))
+    return (folder for folder in (group, *group.parents) if folder.is_relative_to(mount))
 
 
 def _limit(file: Path) -> int | None:

@@ -25,6 +25,7 @@ STATUS = {
         "trust": "acl",
     },
     "models": [{"id": "smollm2-135m", "state": "loaded"}],
+    "pressure": {"level": "drop", "why": "the machine has 12 of 800 MiB left"},
     "pending": {"waiting": [], "restart": ["mqtt"]},
     "apps": ["summarize"],
     "tasks": {"READY": 1, "RUNNING": 1, "BLOCKED": 0},
@@ -65,6 +66,7 @@ MODEL = {
 MEM = {
     "budget": 1536 * MIB,
     "charged": 342 * MIB,
+    "pressure": {"level": "drop", "why": "the machine has 12 of 800 MiB left"},
     "measured": 300 * MIB,
     "regions": [
         {"name": "daemon", "kind": "process", "bytes": 45 * MIB},

@@ -9,7 +9,7 @@ import pytest
 
 from llmasos_edge.errors import BadRequest
 from tests.cli.conftest import Invoke
-from tests.cli.scripted_node import MIB, MODEL, RESULTS, STATUS, TRACES, ScriptedNode
+from tests.cli.scripted_node import MEM, MIB, MODEL, RESULTS, STATUS, TRACES, ScriptedNode
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,17 @@ def test_status_words(llmasos: Invoke) -> None:
         "board   raspberry-pi-4\n",
         "mqtt://127.0.0.1:18830 (connected",
         "smollm2-135m loaded",
+        "memory  short (drop): the machine has 12 of 800 MiB left\n",
         "1 READY, 1 RUNNING\n",
     ):
         assert words in text
+
+
+def test_mem_says_when_memory_is_short(llmasos: Invoke, node: ScriptedNode) -> None:
+    """And nothing while it is not."""
+    assert "memory is short (drop): the machine has 12 of 800 MiB left" in llmasos("mem").stdout
+    node.results["mem"] = MEM | {"pressure": {"level": "none", "why": None}}
+    assert "short" not in llmasos("mem").stdout
 
 
 def test_show_text(llmasos: Invoke) -> None:

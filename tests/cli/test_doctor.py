@@ -192,6 +192,15 @@ def test_sick_node(llmasos: Invoke, node: ScriptedNode) -> None:
         assert lines[place + 1].strip().startswith("mend: ")
 
 
+def test_a_node_under_pressure(llmasos: Invoke, node: ScriptedNode, tmp_path: Path) -> None:
+    """It is warned of, with what is done about it and why; else all is well."""
+    found = checks(llmasos("doctor", "--json", "--state", str(tmp_path)).stdout)["pressure"]
+    assert (found["state"], found["what"]) == ("warn", "idle models are dropped: the machine has 12 of 800 MiB left")
+    node.results["status"] = STATUS | {"pressure": {"level": "none", "why": None}}
+    found = checks(llmasos("doctor", "--json", "--state", str(tmp_path)).stdout)["pressure"]
+    assert found["state"] == "ok"
+
+
 def test_no_node(tmp_path: Path) -> None:
     """Without a daemon the machine is still checked, and the exit code is 1."""
     result = CliRunner().invoke(cli, ["--socket", str(tmp_path / "none"), "doctor", "--json"])

@@ -11,10 +11,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from llmasos_edge.engine.simulated import Fault, SimulatedModel, SimulatedProgram
 from llmasos_edge.engine.simulation import TARGETS
 from llmasos_edge.errors import BadRequest, NoMemory
+from llmasos_edge.kernel.memory.pressure import Level, Space
 from llmasos_edge.kernel.memory.replacement import REPLACEMENTS
 from llmasos_edge.kernel.scheduling.policies import POLICIES
 from llmasos_edge.kernel.task import State, Task
 from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, Priority, Tokens
+from tests.kernel.memory.test_pressure import CALM, SEVERE, SHORT, UNEASY
 from tests.kernel.nodes import MIB, CheckedSimulation, is_ok, limits
 
 NAMES = [ModelId(name) for name in ("a", "b", "c")]
@@ -74,7 +76,24 @@ class KernelMachine(RuleBasedStateMachine):
         count=st.integers(1, 4),
     )
     def submit(self, program: SimulatedProgram, count: int, **fields: Any) -> None:
-        self.tasks += [self.simulation.submit(program, max_tokens=60, **fields) for _ in range(count)]
+        for _ in range(count):
+            try:
+                self.tasks.append(self.simulation.submit(program, max_tokens=60, **fields))
+            except NoMemory:
+                assert self.pressure is Level.REFUSE
+
+    @property
+    def pressure(self) -> Level:
+        return self.simulation.dispatcher.kernel.loader.pressure.level
+
+    @rule(seen=st.sampled_from([CALM, UNEASY, SHORT, SEVERE]), seconds=st.integers(1, 8))
+    def feel(self, seen: Space, seconds: int) -> None:
+        for _ in range(seconds):
+            self.simulation.do(self.simulation.dispatcher.relief.felt, [seen])
+            since, loading = self.simulation.now, self.pressure < Level.DROP
+            self.simulation.run(1000)
+            events = self.simulation.trace.events()
+            assert loading or not [it for it in events if it.kind == "model.loading" and it.at_ms > since]
 
     @rule(ms=st.sampled_from([0, 1, 9, 11, 40, 150, 400, 3000]))
     def wait(self, ms: int) -> None:
@@ -148,7 +167,9 @@ class KernelMachine(RuleBasedStateMachine):
             self.simulation.machine.engines[model].corrupt.update(segments[::3])
 
     def teardown(self) -> None:
-        """Who was suspended may go on, and then everybody comes to an end."""
+        """It is calm at last, who was suspended may go on, and then everybody comes to an end."""
+        while self.pressure is not Level.NONE:
+            self.feel(CALM, 1)
         while any(task.live for task in self.tasks):
             for task in self.tasks:
                 if task.state is State.SUSPENDED:
