@@ -99,7 +99,7 @@ def memory(kernel: Kernel, measured: Mapping[str, int]) -> Json:
         "arena": arena(kernel.swapper.arena),
         "swap": swap(kernel.swapper),
         "models": models,
-        "sessions": {residency.value: count for residency, count in kernel.swapper.census().items()},
+        "sessions": sessions(kernel.swapper),
     }
 
 
@@ -107,6 +107,11 @@ def pressure(kernel: Kernel) -> Json:
     """Memory pressure: `none`, `park`, `drop` or `refuse`, and why."""
     now = kernel.loader.pressure
     return {"level": now.level.word, "why": now.why or None}
+
+
+def sessions(swapper: Swapper) -> Json:
+    """How many have their state where."""
+    return {residency.value: count for residency, count in swapper.census().items()}
 
 
 def arena(of: Arena) -> Json:

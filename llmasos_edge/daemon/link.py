@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from llmasos_edge import __version__
+from llmasos_edge.api import views
 from llmasos_edge.api.mqtt_server import MqttServer
 from llmasos_edge.errors import ConfigError, Panic
 from llmasos_edge.ipc.broker import ManagedBroker
@@ -187,6 +188,8 @@ class Link:
             "pressure": None if pressure is None else pressure.some,
             "temperature_c": monitor.temperature_c(),
             "tokens": self._node.tokens,
+            "sessions": views.sessions(self._node.kernel.swapper),
+            "swap": views.swap(self._node.kernel.swapper),
             "tasks": self._node.status()["tasks"],
         }
         self._port.publish(self.topics.metrics, msgspec.json.encode(shape))

@@ -29,6 +29,7 @@ from llmasos_edge.daemon.link import Link
 from llmasos_edge.daemon.machine import DAEMON_BYTES, Hardware
 from llmasos_edge.daemon.meter import Meter
 from llmasos_edge.daemon.models import Errands, NodeModels
+from llmasos_edge.daemon.saved_state import SavedState
 from llmasos_edge.daemon.state_lock import StateLock
 from llmasos_edge.engine.protocol import Answer, Command
 from llmasos_edge.errors import ConfigError, LLMasOSError, ShuttingDown
@@ -36,13 +37,9 @@ from llmasos_edge.ipc.control import ControlServer
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.dispatcher import Dispatcher, Kernel
 from llmasos_edge.kernel.loader import Loader
-from llmasos_edge.kernel.memory.arena import Arena
-from llmasos_edge.kernel.memory.backing import SwapEvent
 from llmasos_edge.kernel.memory.budget import Ledger, Region
 from llmasos_edge.kernel.memory.replacement import REPLACEMENTS
 from llmasos_edge.kernel.scheduling.policies import POLICIES
-from llmasos_edge.kernel.segments import Stores
-from llmasos_edge.kernel.swapper import Swapper
 from llmasos_edge.kernel.syscalls import Syscalls
 from llmasos_edge.kernel.task import Outcome
 from llmasos_edge.kernel.task_table import TaskTable
@@ -50,19 +47,16 @@ from llmasos_edge.kernel.trace import Trace
 from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId
 from llmasos_edge.resources import resource
 from llmasos_edge.services import cgroup, monitor
-from llmasos_edge.services.arena_memory import ArenaMemory
 from llmasos_edge.services.journal import Journal
 from llmasos_edge.services.pressure import Watch
 from llmasos_edge.services.security import OPERATOR, Security
 from llmasos_edge.services.store import ModelStore
-from llmasos_edge.services.swapfile import SwapFile
 from llmasos_edge.services.watchdog import service_manager, watchdog_interval_s
 
 log = logging.getLogger(__name__)
 RETRY_MS: Final = 2_000
 PULL_AGAIN_MS: Final = 60_000
 METRICS_EVERY_MS: Final = 30_000
-FLUSH_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +100,6 @@ class Node:
         self.models = NodeModels(store, [model.name for model in config.models])
         self.apps = NodeApps(config, self.loop.post, self._event)
         self._errands = Errands(self.loop.post)
-        self._swap: SwapFile | None = None
         self._build(store)
         self.link = Link(self)
         self._steps: list[Callable[[], None]] = []
@@ -124,7 +117,9 @@ class Node:
         fixed = (Region("daemon", "daemon", Bytes(DAEMON_BYTES)), Region("arena", "arena", config.memory.arena))
         if not ledger.charge(*fixed):
             raise ConfigError(f"memory.budget: {budget >> 20} MiB is less than the daemon and the arena take: raise it")
-        self._memory = ArenaMemory(config.memory.arena)
+        self._saved = SavedState(
+            config, self.trace, lambda event: self.loop.post(lambda: self.dispatcher.swapped(event))
+        )
         cores = monitor.cores()
         accepting = Accepting(config.models[0].name, self.apps.expand, self.apps.system)
         clocks = Clocks(monotonic_ms, lambda: time.time_ns() // 1_000_000)
@@ -133,7 +128,7 @@ class Node:
             models=settings.models(config),
             estimates=Estimates(store, self._errands.aside),
             room=settings.room(config),
-            memory=self._memory,
+            memory=self._saved.memory,
             cores=cores,
             programs=self.door.program,
             deliver=self._deliver,
@@ -142,7 +137,7 @@ class Node:
         self.kernel = Kernel(
             table=TaskTable(self.boot),
             scheduler=POLICIES[config.scheduler.policy](),
-            swapper=self._swapper(),
+            swapper=self._saved.swapper,
             loader=Loader(self.hardware, ledger, self.trace, REPLACEMENTS[config.memory.replacement]),
             trace=self.trace,
             targets=settings.targets(config.scheduler),
@@ -154,40 +149,6 @@ class Node:
         self.syscalls = Syscalls(self.dispatcher)
         self.door.open(self.syscalls, self.trace)
         self._connect()
-
-    def _swapper(self) -> Swapper:
-        """Where sessions' state may lie; with a swap file, what an earlier run left in it. Raises StoreError."""
-        config, swap, device = self.config.memory, None, None
-        if config.swap is not None:
-            path, size = config.swap.path, config.swap.size
-            device = self._swap = SwapFile(path, size, self._memory, self._moved, report=self._boot_event)
-            swap = Arena(size, config.fit)
-        stores = Stores(Arena(config.arena, config.fit), self._memory, swap, device, self.config.sessions.quota)
-        swapper = Swapper(stores, self.trace)
-        if device is not None:
-            swapper.adopt(device.load())
-        return swapper
-
-    def _boot_event(self, kind: str, details: dict[str, object]) -> None:
-        """Before the kernel's thread runs."""
-        log.warning("%s: %s", kind, details)
-        self.trace.record(monotonic_ms(), kind, **details)
-
-    def _moved(self, event: SwapEvent) -> None:
-        """From the swap file's thread."""
-        self.loop.post(lambda: self.dispatcher.swapped(event))
-
-    def _start_swap(self) -> None:
-        if self._swap is not None:
-            self._swap.start()
-
-    def _stop_swap(self) -> None:
-        """What is queued is still written, if the disk is not too slow for that."""
-        if self._swap is not None:
-            if not self._swap.flush(FLUSH_S):
-                log.warning("the swap file's disk is too slow: some sessions will be computed again")
-            self._swap.stop()
-        self._memory.close()
 
     def _connect(self) -> None:
         """What callers reach: the calls, the control socket's and the apps' side of the door."""
@@ -222,7 +183,7 @@ class Node:
         server = ControlServer(runtime / "control.sock", self._control.handle)
         for up, down in (
             (self.journal.start, self.journal.stop),
-            (self._start_swap, self._stop_swap),
+            (self._saved.start, self._saved.stop),
             (self._start_loop, self.loop.stop),
             (server.start, server.stop),
             (self.link.start_broker, self.link.stop_broker),
