@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import Final
 
-NAMES: Final = ("decode", "mqtt", "memory", "footprint", "models", "worker", "swap-crash", "fit")
+NAMES: Final = ("decode", "mqtt", "memory", "footprint", "models", "worker", "swap-crash", "fit", "pressure")
 
 
 def main() -> None:

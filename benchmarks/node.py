@@ -47,19 +47,23 @@ def model_file() -> Path:
 class BenchNode:
     """A context: the daemon runs inside it. `command`: the module that is the daemon; `loaded`: with its model.
 
-    `config` is its node file, which a benchmark may write anew and have reloaded.
+    `spec` is what its node file is made of, `config` is that file, which a benchmark may write anew and have reloaded.
     """
 
-    def __init__(self, *command: str, loaded: bool = True) -> None:
+    def __init__(self, *command: str, loaded: bool = True, spec: str = SPEC) -> None:
         model_file()
-        self._loaded, self._command = loaded, [sys.executable, "-m", *(command or ("llmasos_edge.daemon",))]
+        self._spec, self._loaded, self._command = (
+            spec,
+            loaded,
+            [sys.executable, "-m", *(command or ("llmasos_edge.daemon",))],
+        )
 
     def __enter__(self) -> Self:
         STATE.mkdir(parents=True, exist_ok=True)
         self._state = Path(tempfile.mkdtemp(prefix="node-", dir=STATE))
         self._runtime = Path(tempfile.mkdtemp(prefix="llmasos-bench-"))  # a socket's path must be short (unix(7))
         self.config = self._state / "node.yaml"
-        self.config.write_text(SPEC.format(model=MODEL, pin=str(self._loaded).lower()))
+        self.config.write_text(self._spec.format(model=MODEL, pin=str(self._loaded).lower()))
         places = ["--config", str(self.config), "--state", str(self._state / "state"), "--runtime", str(self._runtime)]
         with (self._state / "log").open("wb") as log:
             self.process = subprocess.Popen(
