@@ -320,3 +320,21 @@ def test_a_worker_that_outgrows_its_charge_is_restarted(simulate: Simulate) -> N
     simulation.run()
     assert count(simulation, "worker.died") == 1
     assert all(is_ok(simulation, task) for task in tasks)
+
+
+def test_tasks_of_an_outgrown_worker_go_on_from_what_is_saved(simulate: Simulate) -> None:
+    """A session's earlier turns and a parked task are restored in the next worker; only what was not saved is lost."""
+    simulation = simulate({M: model(context=2048, cells=4096, sequences=1)}, swap=Bytes(64 << 20))
+    first = simulation.submit(SimulatedProgram(prompt=800, answer=100), session="s")
+    simulation.run()
+    parked = simulation.submit(SimulatedProgram(prompt=600, answer=200))
+    begin(simulation, parked)
+    turn = simulation.submit(SimulatedProgram(prompt=920, answer=40), session="s", priority=Priority.INTERACTIVE)
+    begin(simulation, turn)
+    assert is_parked(parked)
+    computed = simulation.prefilled
+    measure(simulation, OUTGROWN + 1)
+    simulation.run()
+    assert count(simulation, "worker.outgrown") == 1
+    assert all(is_ok(simulation, task) for task in (first, parked, turn))
+    assert simulation.prefilled - computed < 200, "what was saved was computed again"
