@@ -6,7 +6,19 @@ import signal
 import sys
 from typing import Final
 
-NAMES: Final = ("decode", "mqtt", "memory", "footprint", "models", "worker", "swap-crash", "fit", "pressure")
+NAMES: Final = (
+    "decode",
+    "mqtt",
+    "memory",
+    "footprint",
+    "models",
+    "worker",
+    "swap-crash",
+    "fit",
+    "pressure",
+    "sessions",
+    "prefix",
+)
 
 
 def main() -> None:

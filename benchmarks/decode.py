@@ -12,7 +12,7 @@ from typing import Final
 
 from benchmarks.machine import describe
 from benchmarks.node import BenchNode, model_file
-from benchmarks.peer import find_peer, run_peer
+from benchmarks.peer import BATCHED_BENCH, find_peer, run_peer
 from benchmarks.report import spread, table, verdict
 
 TITLE: Final = "tokens a second at a control-socket client, 1, 4 and 8 tasks at once, beside llama-batched-bench"
@@ -82,7 +82,7 @@ def _rate(node: BenchNode, width: int, tokens: int) -> tuple[float, int]:
 
 
 def run(options: argparse.Namespace) -> None:
-    peer, model = find_peer(options.peer), model_file()
+    peer, model = find_peer(BATCHED_BENCH, options.peer), model_file()
     describe("decode")
     threads = str(len(os.sched_getaffinity(0)))
     # --no-repack: weights mapped as they are in the file, as here

@@ -45,27 +45,25 @@ def model_file() -> Path:
 
 
 class BenchNode:
-    """A context: the daemon runs inside it. `command`: the module that is the daemon; `loaded`: with its model.
+    """A context: the daemon runs inside it. `command`: the module that is the daemon; `loaded`: with its model; `spec`:
+    its node file, where `{model}`, `{pin}` and `{state}`, the node's own folder, are filled in.
 
-    `spec` is what its node file is made of, `config` is that file, which a benchmark may write anew and have reloaded.
+    `config` is that file, which a benchmark may write anew and have reloaded.
     """
 
     def __init__(self, *command: str, loaded: bool = True, spec: str = SPEC) -> None:
         model_file()
-        self._spec, self._loaded, self._command = (
-            spec,
-            loaded,
-            [sys.executable, "-m", *(command or ("llmasos_edge.daemon",))],
-        )
+        self._spec = spec
+        self._loaded, self._command = loaded, [sys.executable, "-m", *(command or ("llmasos_edge.daemon",))]
 
     def __enter__(self) -> Self:
         STATE.mkdir(parents=True, exist_ok=True)
-        self._state = Path(tempfile.mkdtemp(prefix="node-", dir=STATE))
+        self.state = Path(tempfile.mkdtemp(prefix="node-", dir=STATE))
         self._runtime = Path(tempfile.mkdtemp(prefix="llmasos-bench-"))  # a socket's path must be short (unix(7))
-        self.config = self._state / "node.yaml"
-        self.config.write_text(self._spec.format(model=MODEL, pin=str(self._loaded).lower()))
-        places = ["--config", str(self.config), "--state", str(self._state / "state"), "--runtime", str(self._runtime)]
-        with (self._state / "log").open("wb") as log:
+        self.config = self.state / "node.yaml"
+        self.config.write_text(self._spec.format(model=MODEL, pin=str(self._loaded).lower(), state=self.state))
+        places = ["--config", str(self.config), "--state", str(self.state / "state"), "--runtime", str(self._runtime)]
+        with (self.state / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [*self._command, *places],
                 stdin=subprocess.DEVNULL,
@@ -107,7 +105,7 @@ class BenchNode:
                 if status["ready"] and status["broker"]["connected"]:
                     return
             time.sleep(0.05)
-        sys.exit(f"benchmarks: the node is not ready; its log:\n{(self._state / 'log').read_text()[-2000:]}")
+        sys.exit(f"benchmarks: the node is not ready; its log:\n{(self.state / 'log').read_text()[-2000:]}")
 
     def _end(self) -> None:
         self.process.terminate()
@@ -117,4 +115,4 @@ class BenchNode:
             self.process.kill()
             self.process.wait()
         shutil.rmtree(self._runtime)
-        shutil.rmtree(self._state)
+        shutil.rmtree(self.state)

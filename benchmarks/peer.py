@@ -1,4 +1,4 @@
-"""The peer of the decode benchmark: llama-batched-bench, built from the very sources of the engine's library."""
+"""The peers: llama.cpp's own programs, built from the very sources of the engine's library."""
 
 import json
 import os
@@ -14,20 +14,22 @@ from image.requirements import engine_source
 from image.steps import run
 from llmasos_edge.engine.version import VERSION
 
-NAME: Final = "llama-batched-bench"
-VARIABLE: Final = "LLMASOS_BATCHED_BENCH"
+BATCHED_BENCH: Final = "llama-batched-bench"
+SERVER: Final = "llama-server"
+VARIABLES: Final = {BATCHED_BENCH: "LLMASOS_BATCHED_BENCH", SERVER: "LLMASOS_LLAMA_SERVER"}
 FOLDER: Final = ROOT / ".state" / "peers"
 OPTIONS: Final = ("LLAMA_BUILD_UI=OFF", "LLAMA_CURL=OFF", "LLAMA_BUILD_TESTS=OFF", "CMAKE_BUILD_TYPE=Release")
 
 
-def find_peer(given: Path | None) -> Path:
-    """The option, $LLMASOS_BATCHED_BENCH, what was built before, or a new build (some 15 minutes on two cores)."""
-    named = given or (Path(os.environ[VARIABLE]) if VARIABLE in os.environ else None)
+def find_peer(name: str, given: Path | None) -> Path:
+    """The option, its variable, what was built before, or a new build (some 15 minutes on two cores)."""
+    variable = VARIABLES[name]
+    named = given or (Path(os.environ[variable]) if variable in os.environ else None)
     if named is not None:
         if not os.access(named, os.X_OK):
-            sys.exit(f"benchmarks: {named} is no program: give the path of a {NAME}, or nothing to have it built")
+            sys.exit(f"benchmarks: {named} is no program: give the path of a {name}, or nothing to have it built")
         return named
-    binary = FOLDER / f"build-{VERSION}" / "bin" / NAME
+    binary = FOLDER / f"build-{VERSION}" / "bin" / name
     return binary if binary.is_file() else _build(binary)
 
 
@@ -38,7 +40,7 @@ def _build(binary: Path) -> Path:
     source, build = engine_source(FOLDER) / "vendor" / "llama.cpp", binary.parent.parent
     run(["cmake", "-S", source, "-B", build, *(f"-D{option}" for option in OPTIONS)], FOLDER / "configure.log")
     jobs = len(os.sched_getaffinity(0))
-    run(["cmake", "--build", build, "--parallel", jobs, "--target", NAME], FOLDER / "compile.log")
+    run(["cmake", "--build", build, "--parallel", jobs, "--target", binary.name], FOLDER / "compile.log")
     return binary
 
 
@@ -53,4 +55,4 @@ def run_peer(binary: Path, model: Path, lengths: tuple[int, int, int], flags: Se
         if line.startswith("{"):
             figures: dict[str, Any] = json.loads(line)
             return figures
-    sys.exit(f"benchmarks: {NAME} printed no figures (exit status {done.returncode}): {done.stderr[-1000:]}")
+    sys.exit(f"benchmarks: {binary.name} printed no figures (exit status {done.returncode}): {done.stderr[-1000:]}")
