@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from benchmarks.chat import Messages
 from benchmarks.node import ROOT, model_file
@@ -37,6 +37,10 @@ class Conversation:
 
     def answered(self, text: str) -> None:
         self.messages.append({"role": "assistant", "content": text})
+
+
+class Tokenizer(Protocol):
+    def of(self, text: str) -> Sequence[int]: ...
 
 
 class Tokens:

@@ -16,6 +16,7 @@ from benchmarks.chat import Answered, Messages
 from benchmarks.node import STATE, STOP_S, model_file
 
 HOST: Final = "127.0.0.1"
+LOG: Final = STATE / "llama-server.log"
 READY_S: Final = 120.0
 PATIENCE_S: Final = 600.0
 # As here: all cores, q8_0 KV, flash attention, one KV buffer for all, steps of 512, weights mapped as they are.
@@ -35,8 +36,7 @@ class LlamaServer:
 
     def __enter__(self) -> Self:
         STATE.mkdir(parents=True, exist_ok=True)
-        self._log = STATE / "llama-server.log"
-        with self._log.open("wb") as log:
+        with LOG.open("wb") as log:
             self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             self._wait()
@@ -54,12 +54,12 @@ class LlamaServer:
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                if self._request("GET", "/health", None).status == http.client.OK:
+                if _request(self._port, "GET", "/health", None).status == http.client.OK:
                     return
             except OSError:
                 pass  # it does not listen yet
             time.sleep(0.1)
-        sys.exit(f"benchmarks: llama-server is not ready; its log:\n{self._log.read_text(errors='replace')[-2000:]}")
+        sys.exit(f"benchmarks: llama-server is not ready; its log:\n{LOG.read_text(errors='replace')[-2000:]}")
 
     def _end(self) -> None:
         self.process.terminate()
@@ -69,33 +69,41 @@ class LlamaServer:
             self.process.kill()
             self.process.wait()
 
-    def _request(self, method: str, path: str, body: dict[str, object] | None) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection(HOST, self._port, timeout=PATIENCE_S)
-        connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
-        return connection.getresponse()
-
     def chat(self, messages: Messages, tokens: int) -> Answered:
         """A whole conversation's next answer."""
-        body = {"messages": messages, "max_tokens": tokens, "temperature": 0, "stream": True}
-        sent = time.perf_counter()
-        response = self._request("POST", "/v1/chat/completions", body)
-        if response.status != http.client.OK:
-            sys.exit(f"benchmarks: llama-server refuses a request: {response.read()[:500]!r}")
-        first, text, timings = 0.0, "", dict[str, int]()
-        for event in _events(response):
-            for choice in event.get("choices", ()):
-                said = choice["delta"].get("content")
-                if said and not first:
-                    first = time.perf_counter()
-                text += said or ""
-            timings = event.get("timings", timings)
-        return Answered(
-            first_ms=((first or time.perf_counter()) - sent) * 1000,
-            text=text,
-            prompt=timings["prompt_n"] + timings["cache_n"],
-            cached=timings["cache_n"],
-            generated=timings["predicted_n"],
-        )
+        return stream_chat(self._port, messages, tokens)
+
+
+def stream_chat(port: int, messages: Messages, tokens: int) -> Answered:
+    """Ends the benchmark if there is no whole answer."""
+    body = {"messages": messages, "max_tokens": tokens, "temperature": 0, "stream": True}
+    sent = time.perf_counter()
+    response = _request(port, "POST", "/v1/chat/completions", body)
+    if response.status != http.client.OK:
+        sys.exit(f"benchmarks: llama-server refuses a request: {response.read()[:500]!r}")
+    first, text, timings = 0.0, "", dict[str, int]()
+    for event in _events(response):
+        for choice in event.get("choices", ()):
+            said = choice["delta"].get("content")
+            if said and not first:
+                first = time.perf_counter()
+            text += said or ""
+        timings = event.get("timings", timings)
+    if not timings:
+        sys.exit(f"benchmarks: llama-server broke off an answer: see {LOG}")
+    return Answered(
+        first_ms=((first or time.perf_counter()) - sent) * 1000,
+        text=text,
+        prompt=timings["prompt_n"] + timings["cache_n"],
+        cached=timings["cache_n"],
+        generated=timings["predicted_n"],
+    )
+
+
+def _request(port: int, method: str, path: str, body: dict[str, object] | None) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection(HOST, port, timeout=PATIENCE_S)
+    connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
+    return connection.getresponse()
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:

@@ -1,9 +1,9 @@
 """Prefix: streams that share a long system prompt, beside llama-server, and beside streams without one."""
 
 import argparse
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -59,20 +59,10 @@ class Load:
 
 def _rate(ask: Ask, load: Load, system: str | None, streams: int, tokens: int) -> float:
     """Tokens a second from the first request to the end of the last answer, prompts included."""
-    answers: list[Answered] = []
-    start = threading.Barrier(streams + 1)
-
-    def stream(messages: Messages) -> None:
-        start.wait()
-        answers.append(ask(messages, tokens))
-
-    threads = [threading.Thread(target=stream, args=(load.messages(system),)) for _ in range(streams)]
-    for thread in threads:
-        thread.start()
-    start.wait()
+    asked = [load.messages(system) for _ in range(streams)]
     began = time.perf_counter()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(streams) as pool:
+        answers = list(pool.map(lambda messages: ask(messages, tokens), asked))
     return sum(each.generated for each in answers) / (time.perf_counter() - began)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.chat import Answered, Messages, chat
-from benchmarks.conversations import QUESTIONS, Conversation, Tokens, documents, lengths, opening
+from benchmarks.conversations import QUESTIONS, Conversation, Tokenizer, Tokens, documents, lengths, opening
 from benchmarks.llama_server import LlamaServer
 from benchmarks.machine import describe
 from benchmarks.node import MODEL, BenchNode
@@ -44,7 +44,7 @@ spec:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sessions", type=int, default=300, help="conversations of 500 to 1,500 tokens (300)")
     parser.add_argument("--blocks", type=int, default=12, help=f"times {BLOCK} of them are resumed, twice each (12)")
-    parser.add_argument("--settings", nargs="+", choices=("exact", "default"), default=["exact", "default"])
+    parser.add_argument("--settings", nargs="*", choices=("exact", "default"), default=["exact", "default"])
     parser.add_argument("--budget", type=int, default=400, metavar="MB", help="of the node, in all (400)")
     parser.add_argument("--arena", type=int, default=96, metavar="MIB", help="of that, for parked sessions (96)")
     parser.add_argument("--disk", type=float, default=90, metavar="MB/S", help="the rate of the swap file's disk (90)")
@@ -117,8 +117,8 @@ def _measure_node(options: argparse.Namespace, tokens: Tokens, setting: str) -> 
         filled = _settled(node)
         found = list(trial.resume(options.blocks, random.Random(options.seed)))
         resumed = _settled(node)
-    _print_times(found)
-    _print_answers(found, tokens, exact=setting == "exact")
+    print_times(found)
+    print_answers(found, tokens, exact=setting == "exact")
     _print_written(filled, resumed, options.sessions, len(found))
     _print_memory(peak.greatest, filled, options.budget)
 
@@ -202,7 +202,7 @@ def _measure_peer(options: argparse.Namespace, tokens: Tokens, binary: Path, cac
         print(f"   {len(sessions)} sessions", flush=True)
         chance = random.Random(options.seed)
         resumed = [_resume_at_peer(server, chance.choice(sessions), chance) for _ in range(options.blocks * BLOCK)]
-        _print_peer(resumed, fresh.get(True, []), footprint_of(server.process.pid))
+        _print_peer(resumed, fresh.get(True, []), footprint(server.process.pid))
 
 
 def _resume_at_peer(server: LlamaServer, conversation: Conversation, chance: random.Random) -> Turn:
@@ -213,15 +213,10 @@ def _resume_at_peer(server: LlamaServer, conversation: Conversation, chance: ran
     return Turn("cache" if seen.cached > SCRATCH else "nowhere", conversation.long, said, seen)
 
 
-def footprint_of(pid: int) -> Footprint:
-    """Of a process that has no workers."""
-    return footprint(pid)
-
-
 # ---- tables
 
 
-def _print_times(found: Sequence[Compared]) -> None:
+def print_times(found: Sequence[Compared]) -> None:
     scratch = [each for each in found if each.scratch.cached <= SCRATCH]
     rows: list[Row] = []
     for place, goal in GOALS.items():
@@ -243,10 +238,10 @@ def _tails(values: Sequence[float]) -> str:
     return f"{percentile(values, 50):.1f}, {percentile(values, 99):.1f}"
 
 
-def _print_answers(found: Sequence[Compared], tokens: Tokens, *, exact: bool) -> None:
+def print_answers(found: Sequence[Compared], tokenizer: Tokenizer, *, exact: bool) -> None:
     """How far each resumed session went on as one whose whole prompt was computed just now, in memory."""
     other = [each for each in found if each.turn.seen.text != each.scratch.text]
-    same = sum(_agreed(tokens.of(each.turn.seen.text), tokens.of(each.scratch.text)) for each in found)
+    same = sum(agreed(tokenizer.of(each.turn.seen.text), tokenizer.of(each.scratch.text)) for each in found)
     prompts = sum(each.turn.seen.prompt != each.scratch.prompt for each in found)
     rate = len(other) / max(1, same + len(other)) * 100
     rows: list[Row] = [
@@ -261,7 +256,7 @@ def _print_answers(found: Sequence[Compared], tokens: Tokens, *, exact: bool) ->
     table(("resumed beside computed from scratch", "", "goal"), rows)
 
 
-def _agreed(one: Sequence[int], other: Sequence[int]) -> int:
+def agreed(one: Sequence[int], other: Sequence[int]) -> int:
     length = min(len(one), len(other))
     return next((at for at in range(length) if one[at] != other[at]), length)
 
