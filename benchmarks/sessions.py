@@ -155,14 +155,15 @@ class Trial:
     def resume(self, blocks: int, chance: random.Random) -> Iterator[Compared]:
         """Some that are on the disk; the same ones again, from the arena; then all these prompts from scratch.
 
-        What is computed from scratch stays in the cells for a while: who was in a block is left out of the next one.
+        What is computed from scratch stays in the cells for a while: so who was in a block is left out of the next one,
+        and a conversation's two prompts are computed far from each other.
         """
         before: list[Conversation] = []
         for number in range(blocks):
             places = self._places()
             away = [each for each in self._sessions if each not in before and places[each.name] == "swapped"]
             before = chance.sample(away, min(BLOCK, len(away)))
-            turns = [self._resume(each, chance) for each in (*before, *chance.sample(before, len(before)))]
+            turns = [self._resume(each, chance) for each in (*before, *before)]
             found = [Compared(turn, chat(self._node, turn.messages, ANSWER)) for turn in turns]
             print(
                 f"   block {number + 1}: {' '.join(f'{each.turn.place} {each.share:.1f} %' for each in found)}",

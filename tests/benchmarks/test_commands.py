@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("decode", "mqtt", "memory", "footprint", "models", "worker", "swap-crash", "fit", "pressure", "sessions", "prefix")
+NAMES = (
+    "decode",
+    "mqtt",
+    "memory",
+    "footprint",
+    "models",
+    "worker",
+    "swap-crash",
+    "fit",
+    "pressure",
+    "sessions",
+    "prefix",
+)
 
 
 def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
