@@ -7,17 +7,8 @@ import sys
 from typing import Final
 
 NAMES: Final = (
-    "decode",
-    "mqtt",
-    "memory",
-    "footprint",
-    "models",
-    "worker",
-    "swap-crash",
-    "fit",
-    "pressure",
-    "sessions",
-    "prefix",
+    *("decode", "mqtt", "memory", "footprint", "models", "budget", "worker"),
+    *("swap-crash", "fit", "pressure", "sessions", "prefix"),
 )
 
 

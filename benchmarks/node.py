@@ -48,13 +48,13 @@ class BenchNode:
     """A context: the daemon runs inside it. `command`: the module that is the daemon; `loaded`: with its model; `spec`:
     its node file, where `{model}`, `{pin}` and `{state}`, the node's own folder, are filled in.
 
-    `config` is that file, which a benchmark may write anew and have reloaded.
+    `config` is that file, which a benchmark may write anew and have reloaded. `wrapper`: words before the command.
     """
 
-    def __init__(self, *command: str, loaded: bool = True, spec: str = SPEC) -> None:
+    def __init__(self, *command: str, loaded: bool = True, spec: str = SPEC, wrapper: tuple[str, ...] = ()) -> None:
         model_file()
-        self._spec = spec
-        self._loaded, self._command = loaded, [sys.executable, "-m", *(command or ("llmasos_edge.daemon",))]
+        self._loaded, self._spec = loaded, spec
+        self._command = [*wrapper, sys.executable, "-m", *(command or ("llmasos_edge.daemon",))]
 
     def __enter__(self) -> Self:
         STATE.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ class BenchNode:
     def client(self) -> Client:
         return Client(self.socket)
 
-    def call(self, name: str, **args: object) -> Any:
+    def call(self, name: str, /, **args: object) -> Any:
         with self.client() as client:
             return client.call(name, **args)
 

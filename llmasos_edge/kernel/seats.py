@@ -49,6 +49,7 @@ class Seats:
         if task.first_run_ms is None:
             processor.shares.charge(task.submission.client, task.prompt_tokens, 0)
         task.move(State.RUNNING, now)
+        self._trace.record(now, "task.seated", task=task.id, model=processor.model)
         task.arriving = self._swapper.swap_in(_state(task), processor.rates.prefill_ms)
         if not task.arriving:
             self.arrived(processor, task)

@@ -8,17 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = (
-    "decode",
-    "mqtt",
-    "memory",
-    "footprint",
-    "models",
-    "worker",
-    "swap-crash",
-    "fit",
-    "pressure",
-    "sessions",
-    "prefix",
+    *("decode", "mqtt", "memory", "footprint", "models", "budget", "worker"),
+    *("swap-crash", "fit", "pressure", "sessions", "prefix"),
 )
 
 
