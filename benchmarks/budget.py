@@ -32,7 +32,7 @@ ANSWER: Final = 12
 SEED: Final = 4
 EVERY_S: Final = 0.1
 LOOK_S: Final = 1.0  # between two looks at `mem`
-PATIENCE_S: Final = 600.0
+PATIENCE_S: Final = 240.0
 READ_AHEAD: Final = 128 * 1024  # what a fault on a file reads at once
 SPEC: Final = """\
 apiVersion: llmasos/v1
@@ -74,21 +74,21 @@ class Outcome(NamedTuple):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tasks", type=int, default=200, metavar="N", help="in each order (200)")
-    parser.add_argument("--budget", type=int, default=520, metavar="MIB", help="of the node (520)")
+    parser.add_argument("--tasks", type=int, default=200, metavar="N", help="half of them in each order (200)")
+    parser.add_argument("--budget", type=int, default=480, metavar="MIB", help="of the node (480)")
 
 
 def run(options: argparse.Namespace) -> None:
     describe("budget")
     size = options.budget * MIB
-    print(f"{options.tasks} tasks in each order, {SESSIONS} sessions of {CLIENTS} clients over MQTT, seed {SEED};")
+    print(f"{options.tasks} tasks, half in each order, {SESSIONS} sessions, {CLIENTS} clients over MQTT, seed {SEED};")
     print(f"budget {options.budget} MiB; read every {EVERY_S * 1000:.0f} ms: tests/resident.py says what is counted")
     outcomes = []
     with BenchNode(loaded=False, spec=_spec(options.budget, MODEL)) as node:
         _add_models(node, options.budget)
         trace = _follow(node)
         _print_charges(node, size)
-        outcomes += [_drive(node, order, asks, trace) for order, asks in _orders(options.tasks)]
+        outcomes += [_drive(node, order, asks, trace) for order, asks in _orders(options.tasks // 2)]
     _print_outcomes("no limit", outcomes, size)
     _print_peak(max(outcomes, key=lambda it: it.watch.most), size)
     _print_regions(outcomes)
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> None:
         _add_models(node, options.budget)
         _drop_page_cache(node)
         trace = _follow(node)
-        outcomes += [_drive(node, order, asks, trace) for order, asks in _orders(options.tasks)]
+        outcomes += [_drive(node, order, asks, trace) for order, asks in _orders(options.tasks // 2)]
         kills, most, most_kernel = limit.kills, limit.most, limit.most_kernel
     _print_outcomes(f"limit of {options.budget} MiB", outcomes, size)
     _print_limit(outcomes, kills, most, most_kernel)
@@ -120,7 +120,7 @@ def _add_models(node: BenchNode, budget: int) -> None:
     for name, path in _files().items():
         if name != MODEL:
             node.call("model.add", path=str(path), name=name)
-    node.config.write_text(_spec(budget, *NAMES).format(folder=node.config.parent))
+    node.config.write_text(_spec(budget, *NAMES).format(state=node.config.parent))
     node.call("reload")
 
 
@@ -141,7 +141,7 @@ def _orders(count: int) -> Iterator[tuple[str, list[Ask]]]:
 
 
 def _text(chance: random.Random) -> str:
-    return " ".join(chance.choices(WORDS, k=chance.randint(10, 60)))
+    return " ".join(chance.choices(WORDS, k=chance.randint(30, 90)))
 
 
 def _drive(node: BenchNode, order: str, asks: Sequence[Ask], trace: list[Json]) -> Outcome:

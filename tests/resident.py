@@ -74,12 +74,14 @@ def _field(text: str, name: str) -> int:
 
 
 def _memfds(daemon: int) -> int:
-    size = 0
+    """Each once, however many descriptors it has."""
+    sizes: dict[int, int] = {}
     for link in (PROC / str(daemon) / "fd").iterdir():
         with suppress(OSError):
             if str(link.readlink()).startswith("/memfd:llmasos-"):
-                size += link.stat().st_blocks * BLOCK
-    return size
+                found = link.stat()
+                sizes[found.st_ino] = found.st_blocks * BLOCK
+    return sum(sizes.values())
 
 
 class Watch:

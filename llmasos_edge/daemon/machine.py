@@ -153,6 +153,11 @@ class Hardware:
                 if known is not None and self.estimates.wants(known.stored, shape := self._shape(known)):
                     yield known.stored, shape, Region("dry run", "runtime", process(known.header))
 
+    @property
+    def arena_bytes(self) -> Bytes:
+        """What the arena holds now, of all models, loaded or not."""
+        return self._memory.allocated()
+
     def memory(self, model: ModelId) -> WorkerMemory | None:
         """What its worker takes now."""
         worker = self.workers.get(model)

@@ -65,12 +65,12 @@ class Meter:
         ledger, unloaded = self._loader.ledger, (p for p in self._loader.processors() if p.phase is Phase.UNLOADED)
         needs = (sum(it.bytes for it in self._hardware.footprint(each.model)) for each in unloaded)
         alone = all(each.name != region.name for each in ledger.regions())
-        return alone and ledger.free - region.bytes >= max(needs, default=0)
+        return alone and self._loader.free - region.bytes >= max(needs, default=0)
 
     def learn(self, model: ModelId, event: hal.Event) -> None:
         """What a load tells of its worker, and of the memory that the model takes; before the kernel hears of it."""
         processor = self._loader.processor(model)
-        if processor is None or processor.phase is not Phase.LOADING:
+        if processor is None or processor.phase is not Phase.LOADING or not processor.regions:
             return
         if isinstance(event, hal.Loaded):
             _check_sandbox(event)
@@ -100,12 +100,11 @@ class Meter:
     def measured(self) -> Mapping[str, int]:
         """Bytes by region, as the budget counts them; read now, which takes some 4 ms a worker."""
         own = worker_memory(os.getpid())
-        found = {"daemon": own.private if own else 0, "arena": 0}
+        found = {"daemon": own.private if own else 0, "arena": self._hardware.arena_bytes}
         for processor in self._loader.processors():
             memory = self._hardware.memory(processor.model)
             if memory is not None and processor.regions:
                 found |= measured(processor.regions, told(processor.details), memory)
-                found["arena"] += memory.arena
         return found
 
 

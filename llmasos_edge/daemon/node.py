@@ -300,8 +300,7 @@ class Node:
                 )
                 self.dispatcher.end(task, Outcome(error=error), now)
             for processor in self.kernel.loader.processors():
-                if processor.engine is not None:
-                    processor.engine.stop()
+                self.kernel.loader.end(processor)
 
         self.loop.ask(close)
         for worker in tuple(self.hardware.workers.values()):

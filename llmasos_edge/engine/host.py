@@ -168,8 +168,7 @@ class WorkerHost:
         self._threads[0].join()
         self._connection.close()
         self._control.close()
-        if not self._stopping:
-            self._deliver(self._model, Died(self._model, why or ended))
+        self._deliver(self._model, Died(self._model, why or ended))
 
     def _wait(self) -> str:
         """How the process ended."""

@@ -194,7 +194,7 @@ class SimulatedEngine:
             self._boundary()
 
     def stop(self) -> None:
-        self.alive = False
+        self.die("it was told to end")
 
     def kill(self) -> None:
         self.die("killed by SIGKILL")

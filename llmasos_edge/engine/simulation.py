@@ -67,6 +67,7 @@ class SimulatedMachine:
     ) -> None:
         self.cores = cores
         self.engines: dict[ModelId, SimulatedEngine] = {}
+        self.present: set[ModelId] = set()  # whose worker has memory: none has told yet that it is gone
         self.fingerprints: dict[ModelId, str] = {}
         self.loading_faults: dict[ModelId, Fault] = {}  # what befalls workers that are started from now on
         self._models, self._timeline, self._receive, self._latency_ms = models, timeline, deliver, latency_ms
@@ -95,6 +96,7 @@ class SimulatedMachine:
     def load(self, model: ModelId) -> SimulatedEngine:
         engine = SimulatedEngine(model, self._models[model], self._timeline, self._deliver)
         self.engines[model] = engine
+        self.present.add(model)
         fault, load_ms = self.loading_faults.get(model), self._models[model].load_ms
         if fault is None:
             found = self._models[model]
@@ -110,7 +112,12 @@ class SimulatedMachine:
             self._deliver(event.model, event)
 
     def _deliver(self, model: ModelId, event: hal.Event) -> None:
-        self._timeline.plan(self._latency_ms, partial(self._receive, model, event))
+        self._timeline.plan(self._latency_ms, partial(self._arrive, model, event))
+
+    def _arrive(self, model: ModelId, event: hal.Event) -> None:
+        if isinstance(event, hal.Died):
+            self.present.discard(model)
+        self._receive(model, event)
 
 
 class SimulatedMemory:

@@ -158,7 +158,8 @@ class Dispatcher:
             case hal.Loading() | hal.Loaded() | hal.Measured() | hal.Resized():
                 self.kernel.loader.heard(event, now)
             case hal.Died():
-                self.workers.died(self.processor(event.model), event.why, now)
+                if not self.kernel.loader.gone(event.model):
+                    self.workers.died(self.processor(event.model), event.why, now)
             case hal.Report():
                 raise Panic("Dispatcher.handle: a report needs its model: call `report`")
             case hal.Saved():

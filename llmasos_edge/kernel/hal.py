@@ -121,7 +121,7 @@ class Engine(Protocol):
         """The task has ended: free its sequence and tokens."""
 
     def stop(self) -> None:
-        """End the worker and give back every byte."""
+        """End the worker and give back every byte -> Died, when that has happened; nothing else is told any more."""
 
     def kill(self) -> None:
         """The same for a worker that no longer answers -> Died."""

@@ -33,6 +33,7 @@ class Loader:
         self._trace = trace
         self._processors: dict[ModelId, Processor] = {}
         self._fixed = ledger.charged  # the daemon and the arena: what no model can ever have
+        self._ending: dict[ModelId, tuple[Region, ...]] = {}  # of workers that were told to end, until they are gone
         self._rung = 0  # places given on the clock's ring
         self.next_plan: Milliseconds | None = None  # when residency may have to change though nothing happens
 
@@ -94,9 +95,20 @@ class Loader:
             claimants = [self._claimant(each, now) for each in absent]
             present = (each for each in self.processors() if each.phase is not Phase.UNLOADED)
             occupants = [_occupant(each, now) for each in present if not each.limits.pinned]
-            found = plan(claimants, occupants, self.ledger.free, self.replacement, bound, now)
+            found = plan(claimants, occupants, self._unclaimed, self.replacement, bound, now)
         self.next_plan = found.again_at
         return found
+
+    @property
+    def free(self) -> Bytes:
+        """What anybody may have now."""
+        return Bytes(min(self.ledger.free, self._unclaimed))
+
+    @property
+    def _unclaimed(self) -> Bytes:
+        """What is free, or will be when those who were told to end are gone, and no load waits for."""
+        ending = sum(region.bytes for regions in self._ending.values() for region in regions)
+        return Bytes(self.ledger.free + ending - sum(each.awaits for each in self.processors()))
 
     def drain(self, found: Plan, now: Milliseconds) -> bool:
         """Who has begun in a model that is drained goes on, all others wait outside. True: that has emptied one."""
@@ -117,12 +129,12 @@ class Loader:
         """Bytes that the most urgent model that waits for memory lacks; 0 or less: none does."""
         absent = [each for each in self.processors() if each.phase is Phase.UNLOADED and each.busy]
         wanted = max(absent, key=lambda each: (each.urgency, -(each.waiting_since or 0)), default=None)
-        return self._needed(wanted) - self.ledger.free if wanted is not None else 0
+        return self._needed(wanted) - self._unclaimed if wanted is not None else 0
 
     def can_resize(self, processor: Processor, cells: Tokens) -> bool:
         """The budget has what that takes more."""
         regions = self.machine.footprint(processor.model, cells)
-        return not self.pressure.level and sum(region.bytes for region in regions) - processor.bytes <= self.ledger.free
+        return not self.pressure.level and sum(region.bytes for region in regions) - processor.bytes <= self.free
 
     def begin_resize(self, processor: Processor, cells: Tokens) -> None:
         """What is needed more is charged at once, what is needed less comes free when it is done."""
@@ -148,7 +160,7 @@ class Loader:
 
     def room(self, processor: Processor, now: Milliseconds) -> Replacement | None:
         """The idle models to drop so that it can be loaded at once, whoever waits; None: there is no room now."""
-        return self.replacement(self._needed(processor), self.ledger.free, self._idle(now))
+        return self.replacement(self._needed(processor), self._unclaimed, self._idle(now))
 
     def idle_victim(self, now: Milliseconds) -> Processor | None:
         """The idle model that is the first to go; None: there is none."""
@@ -182,18 +194,28 @@ class Loader:
     # ---- loading and dropping
 
     def load(self, processor: Processor, now: Milliseconds) -> None:
-        """Start loading into the room that is there. Raises EngineFailed if no worker can be started."""
-        limits, regions = self.machine.limits(processor.model), self.machine.footprint(processor.model)
+        """Load it into the room that nobody has or waits for: `begin` does so once it has been given back."""
+        limits, needed = self.machine.limits(processor.model), self._needed(processor)
         if limits is not None:
             processor.configure(replace(limits, pinned=processor.limits.pinned))
-        if not self.ledger.charge(*regions):
-            raise Panic(f"Loader.load: {self._needed(processor)} bytes for {processor.model} are not free")
-        processor.regions, processor.phase = regions, Phase.LOADING
+        if needed > self._unclaimed:
+            raise Panic(f"Loader.load: {needed} bytes for {processor.model} are not free")
+        processor.awaits, processor.phase = needed, Phase.LOADING
         processor.grown, processor.outgrown = Bytes(0), False
-        processor.engine = self.machine.load(processor.model)
         processor.load_began, processor.progress, processor.has_served = now, 0.0, False
-        processor.expect_by = Milliseconds(now + self.machine.load_timeout(processor.model))
         self._trace.record(now, "model.loading", model=processor.model)
+
+    def begin(self, processor: Processor, now: Milliseconds) -> None:
+        """Start its worker, if that can be now. Raises EngineFailed if none can be started."""
+        if not processor.awaits or processor.model in self._ending:
+            return
+        regions = self.machine.footprint(processor.model)
+        if self.ledger.charge(*regions):
+            processor.regions, processor.awaits = regions, Bytes(0)
+            processor.engine = self.machine.load(processor.model)
+            processor.expect_by = Milliseconds(now + self.machine.load_timeout(processor.model))
+        elif not self._ending:
+            self._forget_worker(processor)  # more is known of somebody's size than before: it claims its place anew
 
     def _needed(self, processor: Processor) -> Bytes:
         return Bytes(sum(region.bytes for region in self.machine.footprint(processor.model)))
@@ -217,7 +239,7 @@ class Loader:
 
     def _loaded(self, event: hal.Loaded, now: Milliseconds) -> None:
         processor = self._processors[event.model]
-        if processor.phase is not Phase.LOADING:
+        if processor.phase is not Phase.LOADING or processor.engine is None:
             return  # it was dropped meanwhile
         processor.phase, processor.details, processor.expect_by = Phase.LOADED, event.details, None
         processor.used_at, processor.load_failed, processor.wanted = now, False, False
@@ -262,18 +284,34 @@ class Loader:
         self._end(processor, now, by)
 
     def _end(self, processor: Processor, now: Milliseconds, by: ModelId | None) -> None:
-        if processor.engine is not None:
-            processor.engine.stop()
-            self.unloaded(processor, now)
+        if processor.phase is not Phase.UNLOADED:
+            self.end(processor)
             self._trace.record(now, "model.dropped", model=processor.model, by=by)
 
-    def unloaded(self, processor: Processor, now: Milliseconds) -> None:
-        """The worker is gone: its bytes go back to the ledger."""
+    def end(self, processor: Processor) -> None:
+        """Its worker is told to end. Until it is gone its bytes stay charged: nobody else may have them yet."""
+        if processor.engine is not None:
+            self._ending[processor.model] = processor.regions
+            processor.engine.stop()
+        self._forget_worker(processor)
+
+    def gone(self, model: ModelId) -> bool:
+        """The model's worker is. True: it was told to end, and what it had is free now."""
+        regions = self._ending.pop(model, None)
+        self.ledger.release(*regions or ())
+        return regions is not None
+
+    def unloaded(self, processor: Processor) -> None:
+        """The worker is gone by itself: its bytes go back to the ledger."""
         self.ledger.release(*processor.regions)
+        self._forget_worker(processor)
+
+    def _forget_worker(self, processor: Processor) -> None:
         processor.regions, processor.phase, processor.engine = (), Phase.UNLOADED, None
         processor.quantum = processor.expect_by = processor.prepare_by = None
         processor.interrupted = processor.urgent = processor.draining = processor.due = processor.leaving = False
         processor.progress = processor.resizing = None
+        processor.awaits = Bytes(0)
 
     def refresh(self, removed: Collection[ModelId] = ()) -> None:
         """The machine's settings have changed. Who is loaded keeps what it has until it is idle; `removed` go then."""
@@ -306,7 +344,7 @@ class Loader:
 def _resident(processor: Processor, now: Milliseconds) -> Resident:
     return Resident(
         model=processor.model,
-        bytes=processor.bytes,
+        bytes=Bytes(processor.bytes + processor.awaits),
         used_at=processor.used_at,
         load_ms=processor.load_ms,
         uses=processor.uses.count(now),

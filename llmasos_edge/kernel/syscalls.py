@@ -4,7 +4,7 @@ from typing import Final
 
 from llmasos_edge.errors import BadRequest, Cancelled, NoMemory, QueueFull, ShuttingDown
 from llmasos_edge.kernel.dispatcher import Dispatcher
-from llmasos_edge.kernel.processor import Processor
+from llmasos_edge.kernel.processor import Phase, Processor
 from llmasos_edge.kernel.task import Outcome, State, Submission, Task
 from llmasos_edge.kernel.units import Milliseconds, ModelId, Priority, TaskId
 
@@ -73,7 +73,7 @@ class Syscalls:
         """Raises UnknownModel, NoMemory (it can never fit, or not now), EngineFailed (no worker can be started)."""
         processor = self._dispatcher.processor(model)
         self._dispatcher.kernel.loader.check_fits(processor)
-        if processor.engine is not None:
+        if processor.phase is not Phase.UNLOADED:
             processor.leaving = False
             return
         self._dispatcher.relief.check_load()

@@ -46,7 +46,7 @@ class Workers:
         processor.wanted = processor.limits.pinned and not hopeless
         victims = [] if processor.outgrown else [*processor.running.values(), *processor.preparing.values()]
         alone = len(victims) == 1 and victims[0].suspect
-        self._loader.unloaded(processor, now)
+        self._loader.unloaded(processor)
         self._trace.record(now, "worker.died", model=processor.model, why=why, tasks=[t.id for t in victims])
         mine = self._evacuate_all(processor, now)
         for task in victims:
@@ -100,6 +100,8 @@ class Workers:
         """
         for processor in self._loader.processors():
             going = processor.stale or processor.leaving
+            with suppress(LLMasOSError):  # its tasks have heard of it
+                self._begin(processor, now)
             if going and processor.phase is Phase.LOADED and processor.empty and not processor.busy:
                 processor.wanted = processor.stale and processor.limits.pinned
                 self.drop(processor, now)
@@ -113,14 +115,19 @@ class Workers:
 
     def load(self, processor: Processor, place: Load | Replacement, now: Milliseconds) -> None:
         """Start loading it there. Raises EngineFailed if no worker can be started: its tasks have ended with that."""
+        for model in place.victims:
+            victim = self._owner.processor(model)
+            self._loader.displace(victim, processor.model, now)
+            self._evacuate_all(victim, now)
+        self._loader.spare(place.spared)
+        self._loader.load(processor, now)
+        processor.due = isinstance(place, Load) and place.due
+        self._begin(processor, now)
+
+    def _begin(self, processor: Processor, now: Milliseconds) -> None:
+        """Raises EngineFailed if no worker can be started: its tasks have ended with that."""
         try:
-            for model in place.victims:
-                victim = self._owner.processor(model)
-                self._loader.displace(victim, processor.model, now)
-                self._evacuate_all(victim, now)
-            self._loader.spare(place.spared)
-            self._loader.load(processor, now)
-            processor.due = isinstance(place, Load) and place.due
+            self._loader.begin(processor, now)
         except LLMasOSError as error:
             processor.load_failed = True
             self.died(processor, error.message, now)

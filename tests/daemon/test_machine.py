@@ -118,9 +118,8 @@ def test_a_load_is_what_was_charged(hardware: Hardware, told: queue.SimpleQueue[
     hardware.configure({SMALL: ModelConfig(SMALL, context=512, kv_pool=512, sequences=4)}, ROOM)
     charged = hardware.footprint(SMALL)
     hardware.load(SMALL)
-    loaded = told.get(timeout=60)
-    while isinstance(loaded, Loading):
-        loaded = told.get(timeout=60)
+    while isinstance(loaded := told.get(timeout=60), Loading):
+        pass  # it is told only of a load that takes long
     assert isinstance(loaded, Loaded)
     memory = hardware.memory(SMALL)
     assert memory is not None

@@ -278,15 +278,15 @@ def test_a_forgotten_task_leaves_its_lease() -> None:
 
 
 def test_kill_and_stop() -> None:
-    """A killed worker tells of its death once; one that was stopped is silent; both do nothing more."""
-    for end, said in [("kill", 1), ("stop", 0)]:
+    """Either way a worker tells of its death once, and does nothing more."""
+    for end, why in [("kill", "killed by SIGKILL"), ("stop", "it was told to end")]:
         bench = Bench()
         bench.seated(SimulatedProgram(20, 300))
         bench.grant((T, 20, 300))
         bench.run(40)
         getattr(bench.engine, end)()
         bench.engine.kill()
-        assert [event for _, event in bench.run()] == [hal.Died(M, "killed by SIGKILL")] * said
+        assert [event for _, event in bench.run()] == [hal.Died(M, why)]
 
 
 @pytest.mark.parametrize("fault", Fault)
@@ -331,7 +331,7 @@ def test_a_foreign_program_is_refused() -> None:
 
 
 def test_a_machine_loads_workers_and_delivers_late() -> None:
-    """Loading takes its time; a broken model's worker dies, and a stopped one says nothing."""
+    """Loading takes its time; a broken model's worker dies, and a stopped one says no more than that."""
     timeline, heard = Timeline(), list[tuple[float, hal.Event]]()
     machine = SimulatedMachine(
         {M: MODEL}, timeline, lambda model, event: heard.append((timeline.now, event)), latency_ms=5
@@ -346,7 +346,7 @@ def test_a_machine_loads_workers_and_delivers_late() -> None:
         timeline.happen()
     details: dict[str, object] = {"step_ms": 10, "prefill_ms": 1}
     loaded = [(30, hal.Loading(M, 0.5)), (55, hal.Loaded(M, details))]
-    assert heard == [*loaded, (55, hal.Died(M, "its file is broken"))]
+    assert heard == [(5, hal.Died(M, "it was told to end")), *loaded, (55, hal.Died(M, "its file is broken"))]
 
 
 def test_a_simulation_is_deterministic_and_knows_when_it_never_ends() -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def _children(pid: int) -> set[int]:
+    """Of all its threads, those that end meanwhile aside."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found |= {int(child) for child in (task / "children").read_text().split()}
+    return found
 
 
 class RealNode:
@@ -132,9 +142,8 @@ class RealNode:
 
     def children(self) -> dict[str, int]:
         """`worker` and `mosquitto`, as far as they run."""
-        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
         found = {}
-        for pid in {int(pid) for each in tasks for pid in each.read_text().split()}:
+        for pid in _children(self.pid):
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
             if alive(pid):
                 found["worker" if b"engine.worker" in words else "mosquitto"] = pid

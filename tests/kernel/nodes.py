@@ -71,6 +71,8 @@ class CheckedSimulation(Simulation):
     def check(self) -> None:
         self.dispatcher.check_invariants()
         self._check_queues()
+        charged = {region.name for region in self.ledger.regions()}
+        assert {f"{model} weights" for model in self.machine.present} <= charged, "a worker's memory was given away"
         leases = [each.quantum for each in self.dispatcher.processors() if each.quantum is not None]
         assert sum(lease.threads for lease in leases) <= self.machine.cores
         for task in self.tasks():
