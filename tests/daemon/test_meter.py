@@ -62,7 +62,7 @@ class Rig:
         """The model is being loaded, with repacked weights."""
         processor = self.loader.processor(MODEL)
         assert processor is not None
-        processor.phase = Phase.LOADING
+        processor.phase, processor.engine = Phase.LOADING, cast("WorkerHost", self)
         sizes = {"repacked": 1, "compute": MIB, "runtime": 30 * MIB}
         processor.regions = tuple(Region(f"{MODEL}.{name}", name, Bytes(size)) for name, size in sizes.items())
 
