@@ -77,7 +77,9 @@ def _root(steps: Steps, base: Path) -> Path:
     lock = (ROOT / "requirements.txt").read_bytes()
     flags = repr((environment.CMAKE, environment.ENGINE_FILES)).encode()
     engine = steps.make(
-        "engine", [*_inputs(toolchain), lock, flags], lambda it: environment.build_engine(it, toolchain)
+        "engine",
+        [*_inputs(toolchain, ROOT / "native"), lock, flags],
+        lambda it: environment.build_engine(it, toolchain),
     )
     wheels = steps.make("wheels", [lock], environment.fetch_wheels)
     project = [ROOT / it for it in ("llmasos_edge", "board", "configs", "pyproject.toml")]

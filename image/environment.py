@@ -9,6 +9,7 @@ from typing import Final
 from image import ROOT
 from image.requirements import PIP, engine_source, pinned
 from image.steps import run
+from llmasos_edge.engine import attention
 
 PYTHON: Final = "3.13"  # Debian 13's
 PLACE: Final = Path("opt/llmasos")
@@ -55,6 +56,12 @@ def build_engine(folder: Path, toolchain: Path) -> None:
     flags = ["-G", "Ninja", "-S", "/llama.cpp", "-B", "/build", *(f"-D{it}" for it in CMAKE)]
     run([*cmake, *flags], folder / "configure.log")
     run([*cmake, "--build", "/build"], folder / "compile.log")
+    shutil.copytree(ROOT / "native", toolchain / "native", dirs_exist_ok=True)
+    compiler = ["chroot", toolchain, "env", "CC=aarch64-linux-gnu-gcc"]
+    run(
+        [*compiler, "/native/build", "/llama.cpp/ggml/include", f"/build/bin/{attention.NAME}"],
+        folder / "attention.log",
+    )
     package = folder / "llama_cpp"
     (package / "lib").mkdir(parents=True)
     for name in ENGINE_FILES:

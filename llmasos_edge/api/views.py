@@ -75,6 +75,7 @@ def model_row(processor: Processor, now: Milliseconds) -> Json:
         "weights": _weights(processor),
         "deterministic": processor.details.get("deterministic"),
         "sandbox": processor.details.get("sandbox"),
+        "attention": processor.details.get("attention"),
     }
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from llmasos_edge.engine import attention
 from llmasos_edge.engine.version import VERSION
 from llmasos_edge.errors import EngineFailed, Panic
 
@@ -34,8 +35,11 @@ def _import_low_level() -> Any:
     package = types.ModuleType("llama_cpp")
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["llama_cpp"] = package
-    module = importlib.import_module("llama_cpp.llama_cpp")
-    _load_variant(module, Path(spec.origin).parent / "lib")
+    folder = Path(spec.origin).parent / "lib"
+    ours = attention.load(folder)
+    module: Any = importlib.import_module("llama_cpp.llama_cpp")
+    module.attention = ours
+    _load_variant(module, folder)
     return module
 
 
@@ -101,6 +105,7 @@ class LlamaModel:
         make contexts that only say how large their buffers would be (with mapped weights llama.cpp would abort).
         """
         L.llama_backend_init()
+        self.attention = "shared" if attention.use(L.attention, L._lib) else "llama.cpp"
         _log.clear()
         _buffers.clear()
         parameters = set_fields(L.llama_model_default_params(), use_extra_bufts=repack, no_alloc=dry)

@@ -38,7 +38,11 @@ def self_test(path: Path, kv: str) -> dict[str, str | int]:
     batched = sum(a != b for a, b in zip(rows, _batched(context(512), model, prompt, tokens), strict=True))
     model.close()
     found: dict[str, str | int] = {"deterministic": "approximate" if parked or batched else "yes"}
-    return found | {"rows": STEPS, "parked": parked, "batched": batched, "library": _library(), "kv": kv}
+    return (
+        found
+        | {"rows": STEPS, "parked": parked, "batched": batched, "library": _library(), "kv": kv}
+        | {"attention": model.attention}
+    )
 
 
 def _undisturbed(context: LlamaContext, model: LlamaModel, prompt: array[int]) -> tuple[list[bytes], list[int]]:

@@ -107,6 +107,7 @@ class Worker:
             "deterministic": "yes" if self._load.exact else "approximate",
             "step_tokens": STEP_TOKENS,
             "sandbox": self._closed,
+            "attention": self._model.attention,
             "memory": self._memory | {"buffers": _buffer_bytes("compute", "output")},
         }
 
