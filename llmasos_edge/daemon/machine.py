@@ -66,7 +66,8 @@ class Hardware:
         self._store: Final = estimates.store
         self.estimates: Final = estimates
         self.configure(models, room)
-        self._memory, self._programs, self._deliver = memory, programs, deliver
+        self.arena: Final = memory
+        self._programs, self._deliver = programs, deliver
         self._cgroups = cgroups
         self._headers: dict[str, GgufHeader] = {}  # by sha256
         self._types: Final = types_repacked()
@@ -136,7 +137,7 @@ class Hardware:
         )
         try:
             confine = partial(self._confine, model)
-            worker = WorkerHost(load, self._memory.fd(model), self._programs, self._deliver, confine=confine)
+            worker = WorkerHost(load, self.arena.fd(model), self._programs, self._deliver, confine=confine)
         except OSError as error:
             raise EngineFailed(f"no worker can be started for {model}: {error.strerror}") from error
         self.workers[model] = worker
@@ -153,11 +154,6 @@ class Hardware:
                 if known is not None and self.estimates.wants(known.stored, shape := self._shape(known)):
                     yield known.stored, shape, Region("dry run", "runtime", process(known.header))
 
-    @property
-    def arena_bytes(self) -> Bytes:
-        """What the arena holds now, of all models, loaded or not."""
-        return self._memory.allocated()
-
     def memory(self, model: ModelId) -> WorkerMemory | None:
         """What its worker takes now."""
         worker = self.workers.get(model)
@@ -167,7 +163,7 @@ class Hardware:
         """A memory limit of its own: what the ledger may come to charge for it, the arena, and a margin."""
         limits = self.limits(model)
         charge = sum(region.bytes for region in self.footprint(model, (limits and limits.most) or None))
-        return self._cgroups.add(model, pid, charge + self._memory.size + LIMIT_MARGIN_BYTES)
+        return self._cgroups.add(model, pid, charge + self.arena.size + LIMIT_MARGIN_BYTES)
 
     # ---- what is known, and what follows from it
 

@@ -100,7 +100,7 @@ class Meter:
     def measured(self) -> Mapping[str, int]:
         """Bytes by region, as the budget counts them; read now, which takes some 4 ms a worker."""
         own = worker_memory(os.getpid())
-        found = {"daemon": own.private if own else 0, "arena": self._hardware.arena_bytes}
+        found = {"daemon": own.private if own else 0, "arena": self._hardware.arena.allocated()}
         for processor in self._loader.processors():
             memory = self._hardware.memory(processor.model)
             if memory is not None and processor.regions:

@@ -13,6 +13,7 @@ import psutil
 
 PROC: Final = Path("/proc")
 CGROUPS: Final = Path("/sys/fs/cgroup")
+STACK: Final = 16 * 1024  # bytes of a thread's kernel stack, on x86-64 and arm64
 NO_LIMIT: Final = 2**62  # version 1 says "none" with a number near 2**63
 
 
@@ -29,12 +30,11 @@ class ProcessMemory:
 
 @dataclass(frozen=True)
 class WorkerMemory:
-    """One process as the budget counts it: resident pages of mapped model files; its part of the arena; all else that
-    nobody can take away from it, which is anonymous memory and the page tables.
+    """One process as the budget counts it: resident pages of mapped model files, and all else that nobody can take away
+    from it: anonymous memory, page tables, and a kernel stack for each thread. The arena is nobody's part.
     """
 
     weights: int
-    arena: int
     private: int
 
 
@@ -71,7 +71,7 @@ def worker_memory(pid: int, proc: Path = PROC) -> WorkerMemory | None:
         mappings, status = ((proc / str(pid) / name).read_text() for name in ("smaps", "status"))
     except OSError:
         return None
-    weights = arena = anonymous = rss = 0
+    weights = anonymous = rss = 0
     name = ""
     for line in mappings.splitlines():
         key, _, value = line.partition(" ")
@@ -84,10 +84,9 @@ def worker_memory(pid: int, proc: Path = PROC) -> WorkerMemory | None:
             anonymous += own
             if name.endswith(".gguf"):
                 weights += rss - own
-            elif "/memfd:" in name:
-                arena += rss - own
-    tables = next((_kib(line[6:]) for line in status.splitlines() if line.startswith("VmPTE:")), 0)
-    return WorkerMemory(weights, arena, anonymous + tables) if mappings else None
+    facts = dict(line.split(":", 1) for line in status.splitlines())
+    kernel = _kib(facts.get("VmPTE", "0")) + int(facts.get("Threads", 0)) * STACK
+    return WorkerMemory(weights, anonymous + kernel) if mappings else None
 
 
 def _kib(text: str) -> int:

@@ -84,7 +84,7 @@ def test_repacked_weights_are_a_region_beside_the_mapped_ones(header: GgufHeader
 )
 def test_a_workers_bytes_are_told_apart(private: int, found: dict[str, int]) -> None:
     """What its load told is known; the rest fills buffers, runtime and room aside. Every byte is somewhere."""
-    split = measured(REGIONS, {"repacked": 50, "runtime": 12}, WorkerMemory(weights=99, arena=7, private=private))
+    split = measured(REGIONS, {"repacked": 50, "runtime": 12}, WorkerMemory(weights=99, private=private))
     assert {name.removeprefix("m."): size for name, size in split.items()} == {
         "weights": 99,
         "repacked": 50,

@@ -17,6 +17,7 @@ from llmasos_edge.errors import StoreError
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.loader import Loader
 from llmasos_edge.kernel.memory.budget import Ledger, Region
+from llmasos_edge.kernel.memory.extent import PAGE, Extent
 from llmasos_edge.kernel.processor import Phase
 from llmasos_edge.kernel.trace import Trace
 from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId
@@ -124,10 +125,22 @@ def test_workers_are_measured_every_ten_seconds(rig: Rig, monkeypatch: pytest.Mo
     rig.meter.learn(MODEL, loaded)
     rig.loader.heard(loaded, Milliseconds(0))
     rig.hardware.workers[ModelId(MODEL)] = cast("WorkerHost", None)
-    monkeypatch.setattr(rig.hardware, "memory", lambda _model: WorkerMemory(7 * MIB, 0, MIB + MIB // 2))
+    monkeypatch.setattr(rig.hardware, "memory", lambda _model: WorkerMemory(7 * MIB, MIB + MIB // 2))
     for now in (9_000, 10_000, 19_000, 20_000):
         rig.meter.poll(Milliseconds(now))
     assert len(rig.posted) == 2
     rig.posted[0]()
     assert rig.heard == [hal.Measured(MODEL, Bytes(8 * MIB + MIB // 2))]
     assert rig.hardware.estimates.notes(MODEL).first == {"charged": 31 * MIB + 1, "measured": 9 * MIB}
+
+
+def test_the_arena_is_measured_whoever_is_loaded(rig: Rig) -> None:
+    """What is parked for a model without a worker is memory, too."""
+    memory, model = rig.hardware.arena, ModelId(MODEL)
+    extent = Extent(0, 8 * PAGE)
+    for piece in memory.pieces(model, extent, extent.size):
+        piece[:] = b"x" * len(piece)
+    assert rig.meter.measured()["arena"] == extent.size
+    memory.discard(model, extent)
+    assert rig.meter.measured()["arena"] == 0
+    memory.close()

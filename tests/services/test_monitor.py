@@ -73,7 +73,7 @@ def test_rollup(tmp_path: Path) -> None:
 
 
 def test_a_workers_memory(tmp_path: Path) -> None:
-    """Weights, arena and private memory apart; a library's own pages count for nothing; page tables do."""
+    """Weights and private memory apart; a library's own pages and the arena's count for nothing."""
     mappings = [
         ("/lib/libc.so", 100, 8),
         ("/models/blobs/ab12.gguf", 5000, 0),
@@ -83,8 +83,8 @@ def test_a_workers_memory(tmp_path: Path) -> None:
     lines = []
     for name, rss, anonymous in mappings:
         lines += [f"7f00-7f10 r--p 00000000 00:01 5    {name}", f"Rss:    {rss} kB", f"Anonymous:   {anonymous} kB"]
-    files(tmp_path, **{"7__smaps": "\n".join(lines), "7__status": "Name:\tx\nVmPTE:\t      12 kB\n"})
-    assert worker_memory(7, tmp_path) == WorkerMemory(weights=5000 * 1024, arena=40 * 1024, private=320 * 1024)
+    files(tmp_path, **{"7__smaps": "\n".join(lines), "7__status": "Name:\tx\nVmPTE:\t      12 kB\nThreads:\t3\n"})
+    assert worker_memory(7, tmp_path) == WorkerMemory(weights=5000 * 1024, private=(320 + 3 * 16) * 1024)
     assert worker_memory(8, tmp_path) is None
 
 
