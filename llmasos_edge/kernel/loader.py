@@ -108,7 +108,7 @@ class Loader:
     def _unclaimed(self) -> Bytes:
         """What is free, or will be when those who were told to end are gone, and no load waits for."""
         ending = sum(region.bytes for regions in self._ending.values() for region in regions)
-        return Bytes(self.ledger.free + ending - sum(each.awaits for each in self.processors()))
+        return Bytes(self.ledger.free + ending - sum(each.awaits or 0 for each in self.processors()))
 
     def drain(self, found: Plan, now: Milliseconds) -> bool:
         """Who has begun in a model that is drained goes on, all others wait outside. True: that has emptied one."""
@@ -207,11 +207,11 @@ class Loader:
 
     def begin(self, processor: Processor, now: Milliseconds) -> None:
         """Start its worker, if that can be now. Raises EngineFailed if none can be started."""
-        if not processor.awaits or processor.model in self._ending:
+        if processor.awaits is None or processor.model in self._ending:
             return
         regions = self.machine.footprint(processor.model)
         if self.ledger.charge(*regions):
-            processor.regions, processor.awaits = regions, Bytes(0)
+            processor.regions, processor.awaits = regions, None
             processor.engine = self.machine.load(processor.model)
             processor.expect_by = Milliseconds(now + self.machine.load_timeout(processor.model))
         elif not self._ending:
@@ -311,7 +311,7 @@ class Loader:
         processor.quantum = processor.expect_by = processor.prepare_by = None
         processor.interrupted = processor.urgent = processor.draining = processor.due = processor.leaving = False
         processor.progress = processor.resizing = None
-        processor.awaits = Bytes(0)
+        processor.awaits = None
 
     def refresh(self, removed: Collection[ModelId] = ()) -> None:
         """The machine's settings have changed. Who is loaded keeps what it has until it is idle; `removed` go then."""
@@ -344,7 +344,7 @@ class Loader:
 def _resident(processor: Processor, now: Milliseconds) -> Resident:
     return Resident(
         model=processor.model,
-        bytes=Bytes(processor.bytes + processor.awaits),
+        bytes=Bytes(processor.bytes + (processor.awaits or 0)),
         used_at=processor.used_at,
         load_ms=processor.load_ms,
         uses=processor.uses.count(now),

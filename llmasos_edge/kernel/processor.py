@@ -37,7 +37,7 @@ class Processor:
         self.phase = Phase.UNLOADED
         self.engine: Engine | None = None
         self.regions: tuple[Region, ...] = ()
-        self.awaits = Bytes(0)  # loading begins when so many have been given back; they are charged then
+        self.awaits: Bytes | None = None  # loading begins when so many have been given back; they are charged then
         self.grown = Bytes(0)  # charged since it was loaded, as measured beyond the charge before
         self.outgrown = False  # its worker was killed for what it took: no task is to blame
         self.details: dict[str, object] = {}

@@ -27,7 +27,7 @@ def test_a_load_begins_when_the_victim_is_gone(simulation: CheckedSimulation) ->
     simulation.run()
     task = simulation.submit(SHORT, model=B)
     processor = simulation.dispatcher.processor(B)
-    assert (processor.phase, processor.engine, processor.awaits > 0) == (Phase.LOADING, None, True)
+    assert (processor.phase, processor.engine, bool(processor.awaits)) == (Phase.LOADING, None, True)
     assert charged(simulation) == {A}
     simulation.run(ENDING_MS + 1)
     assert charged(simulation) == {B}
@@ -69,7 +69,7 @@ def test_a_load_that_has_not_begun_can_be_given_up(simulation: CheckedSimulation
     simulation.run()
     simulation.do(simulation.syscalls.load, B)
     simulation.do(simulation.syscalls.drop, B)
-    assert simulation.dispatcher.processor(B).awaits == 0
+    assert simulation.dispatcher.processor(B).awaits is None
     simulation.do(simulation.syscalls.load, B)
     alarm = simulation.submit(SHORT, model=C, priority=Priority.CRITICAL)
     simulation.run()
