@@ -8,6 +8,7 @@ import ctypes
 import os
 import site
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +46,7 @@ def _landlock(model: Path) -> bool:
     abi = libc.syscall(CREATE_RULESET, None, 0, VERSION, 0)
     if abi < 1:
         return False
+    _pin(THREADS)
     rights = struct.pack("=QQQ", *(_known(table, abi) for table in (FILES, TCP, SCOPES)))
     ruleset = libc.syscall(CREATE_RULESET, rights, len(rights), 0, 0)
     if ruleset < 0:
@@ -59,6 +61,14 @@ def _landlock(model: Path) -> bool:
         return bool(libc.syscall(RESTRICT_SELF, ruleset, 0, 0, 0) == 0)
     finally:
         os.close(ruleset)
+
+
+def _pin(path: str) -> None:
+    """A rule is about an inode. Of /proc the system forgets those that nobody has open, as soon as memory is short, and
+    makes others for the same names, which no rule allows: so it stays open for the life of this process.
+    """
+    with suppress(OSError):  # what is not there needs no right
+        os.open(path, os.O_PATH | os.O_CLOEXEC)
 
 
 def _known(rights: dict[int, int], abi: int) -> int:

@@ -93,6 +93,26 @@ except PermissionError:
     assert words == ["1", "denied"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="the kernel forgets on root's word only")
+def test_it_still_sees_that_when_memory_was_short() -> None:
+    """The kernel then forgets all names of /proc that nobody has open, and the rule was for what they stood for."""
+    program = """
+from pathlib import Path
+from llmasos_edge.engine import sandbox
+from llmasos_edge.engine.gang import waits
+print(sandbox.enter(Path("model")), flush=True)
+input()
+print(len(waits()))
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for _ in range(4):  # what was used lately is spared in the first rounds
+            Path("/proc/sys/vm/drop_caches").write_text("2")
+        assert process.communicate("\n")[0] == "1\n"
+
+
 def test_other_threads_would_stay_outside() -> None:
     """So a process that has some does not believe itself in the sandbox."""
     program = """
