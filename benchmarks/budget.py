@@ -222,7 +222,7 @@ def _digest(node: BenchNode, model: str) -> str:
 
 
 def _print_charges(node: BenchNode, budget: int) -> None:
-    """Each model loaded alone: any two fit beside the daemon and the arena, all three do not."""
+    """Each model loaded alone, with its first pool: any two fit beside the daemon and the arena, all three do not."""
     charged = {}
     for name in NAMES:
         node.call("model.load", model=name)
@@ -235,7 +235,7 @@ def _print_charges(node: BenchNode, budget: int) -> None:
     rows.append(("daemon and arena", f"{fixed / MIB:.1f}"))
     two, three = fixed + sum(sorted(charged.values())[1:]), fixed + sum(charged.values())
     rows += [("with the two largest", f"{two / MIB:.1f}"), ("with all three", f"{three / MIB:.1f}")]
-    table(("first charge, largest pools", "MiB"), [*rows, ("budget", f"{budget / MIB:.1f}")])
+    table(("first charge", "MiB"), [*rows, ("budget", f"{budget / MIB:.1f}")])
 
 
 def _until_loaded(node: BenchNode, name: str) -> None:
