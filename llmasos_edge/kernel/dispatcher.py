@@ -101,7 +101,7 @@ class Dispatcher:
             processor.stop_preparing(task, now)
             processor.worker.forget(task.id)
         task.prepared = task.preparing = False
-        self.kernel.swapper.release(task, now)
+        self.kernel.swapper.release(task, now, goes_on=outcome.error is None)
         processor.live -= 1
         if task.suspect:
             processor.suspects.remove(task)

@@ -67,8 +67,11 @@ class Swapper:
         self._use(state, now)
         return state
 
-    def release(self, task: Task, now: Milliseconds) -> None:
-        """The task has ended: a session's state stays, and is written ahead."""
+    def release(self, task: Task, now: Milliseconds, *, goes_on: bool) -> None:
+        """The task has ended: a session's state stays, and is written ahead.
+
+        Without an answer its turn is not kept: if nothing else is saved of the session, there may be none.
+        """
         state, task.kv = task.kv, None
         if state is None:
             return
@@ -77,8 +80,10 @@ class Swapper:
         if state.session is None:
             del self._own[state]
             self.drop(state)
-        else:
+        elif goes_on or state.segments or state.saving is not None:
             self._write_ahead(state)
+        else:
+            self.forget(state)
 
     def _use(self, state: KvState, now: Milliseconds) -> None:
         state.used_at = now

@@ -80,6 +80,17 @@ def test_a_cancelled_turn_leaves_what_the_one_before_had_saved(simulate: Simulat
     assert state(simulation, "s").end == SAVED
 
 
+def test_a_session_that_never_had_an_answer_leaves_nothing(simulate: Simulate) -> None:
+    """However many names a client makes up: there is no conversation, so nothing of it is kept."""
+    simulation = simulate({M: big()})
+    for session in "abc":
+        task = simulation.submit(SimulatedProgram(400, 20), session=session)
+        simulation.run(150)
+        simulation.do(simulation.syscalls.cancel, task.id)
+    simulation.run()
+    assert list(simulation.swapper.states()) == []
+
+
 def test_the_least_recently_used_leaves_the_arena_for_the_swap_file(simulate: Simulate) -> None:
     """It is written ahead, so it leaves without a wait; and it comes back when it is talked to."""
     simulation = simulate({M: big()}, arena=Bytes(4 * MIB), swap=SWAP)
