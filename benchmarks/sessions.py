@@ -14,9 +14,9 @@ from benchmarks.conversations import QUESTIONS, Conversation, Tokenizer, Tokens,
 from benchmarks.llama_server import LlamaServer
 from benchmarks.machine import describe
 from benchmarks.node import MODEL, BenchNode
-from benchmarks.peak import Footprint, Peak, footprint
 from benchmarks.peer import SERVER, find_peer
 from benchmarks.report import percentile, table, verdict
+from tests.resident import Taken, Watch, taken, together
 
 TITLE: Final = "first token of sessions resumed from arena and disk, beside computing them again and llama-server"
 GOALS: Final = {"arena": 5.0, "disk": 15.0}  # percent of computing the same prompt
@@ -27,6 +27,7 @@ ANSWER: Final = 16
 SCRATCH: Final = 64  # tokens that a prompt computed from scratch may find: what the template begins with
 MB: Final = 1_000_000
 CONTEXT: Final = 2048
+LOOK_S: Final = 0.25  # a look at the node's memory takes some milliseconds
 SETTLE_S: Final = 2.0
 CELLS: Final = 2560
 SPEC: Final = """\
@@ -111,7 +112,10 @@ def _conversations(options: argparse.Namespace, tokens: Tokens, last: int) -> It
 def _measure_node(options: argparse.Namespace, tokens: Tokens, setting: str) -> None:
     print(f"\n-- here, {'exact: true' if setting == 'exact' else 'exact: false, the default'}", flush=True)
     spec = SPEC % (options.budget, options.arena, CONTEXT, CELLS, str(setting == "exact").lower())
-    with BenchNode("benchmarks.slow_swap", str(options.disk), spec=spec) as node, Peak(node.process.pid) as peak:
+    with (
+        BenchNode("benchmarks.slow_swap", str(options.disk), spec=spec) as node,
+        Watch(node.process.pid, LOOK_S) as watch,
+    ):
         trial = Trial(node)
         trial.fill(_conversations(options, tokens, options.sessions))
         filled = _settled(node)
@@ -120,7 +124,7 @@ def _measure_node(options: argparse.Namespace, tokens: Tokens, setting: str) -> 
     print_times(found)
     print_answers(found, tokens, exact=setting == "exact")
     _print_written(filled, resumed, options.sessions, len(found))
-    _print_memory(peak.greatest, filled, options.budget)
+    _print_memory(together(iter(watch.peak.values())), filled, options.budget)
 
 
 def _settled(node: BenchNode) -> dict[str, Any]:
@@ -203,7 +207,7 @@ def _measure_peer(options: argparse.Namespace, tokens: Tokens, binary: Path, cac
         print(f"   {len(sessions)} sessions", flush=True)
         chance = random.Random(options.seed)
         resumed = [_resume_at_peer(server, chance.choice(sessions), chance) for _ in range(options.blocks * BLOCK)]
-        _print_peer(resumed, fresh.get(True, []), footprint(server.process.pid))
+        _print_peer(resumed, fresh.get(True, []), together(iter(taken(server.process.pid).values())))
 
 
 def _resume_at_peer(server: LlamaServer, conversation: Conversation, chance: random.Random) -> Turn:
@@ -271,7 +275,7 @@ def _print_written(filled: dict[str, Any], resumed: dict[str, Any], sessions: in
     table(("written to the swap file", "n", "MB a turn"), rows)
 
 
-def _print_memory(greatest: Footprint, mem: dict[str, Any], budget: int) -> None:
+def _print_memory(greatest: Taken, mem: dict[str, Any], budget: int) -> None:
     parts = ("anonymous", "shared", "kernel", "weights")
     rows: list[Row] = [(f"  {name}", f"{getattr(greatest, name) / MB:.1f}", "") for name in parts]
     whole = greatest.total / MB
@@ -281,7 +285,7 @@ def _print_memory(greatest: Footprint, mem: dict[str, Any], budget: int) -> None
     table(("memory", "MB", "goal"), rows)
 
 
-def _print_peer(turns: Sequence[Turn], fresh: Sequence[float], memory: Footprint) -> None:
+def _print_peer(turns: Sequence[Turn], fresh: Sequence[float], memory: Taken) -> None:
     rows: list[Row] = []
     scratch = percentile([*fresh, *fresh], 50) if fresh else 0.0
     for name, fits in _kinds():
