@@ -141,7 +141,11 @@ class SwapMachine(RuleBasedStateMachine):
         assert self.stored.keys() <= found.keys()
         assert flush or found.keys() <= self.stored.keys() | self.waiting.keys() | self.forgotten
         assert not flush or found.keys() == self.stored.keys()
-        self.swap.forget(found.keys() - self.stored.keys())  # so that it does not depend on how far the thread was
+        # How far the thread was, nobody knows. What it had written unheard is to go, and as others that were forgotten
+        # it may be found again if the next restart comes at once.
+        unheard = found.keys() - self.stored.keys()
+        self.swap.forget(unheard)
+        self.forgotten |= unheard
         self.waiting.clear()
         self.places = Arena(Bytes(SWAP * PAGE), self.places.fit)
         for number, extent in self.stored.items():
