@@ -94,10 +94,10 @@ def regions(hardware: Hardware, model: ModelId) -> set[str]:
     return {region.name.removeprefix(f"{model}.") for region in hardware.footprint(model)}
 
 
-@pytest.mark.skipif(not types_repacked(), reason="this processor has no other layout of weights")
 def test_weights_are_repacked_where_the_share_has_room(hardware: Hardware) -> None:
     """Not of a type without another layout, not for an exact model, and not after a worker has died of it."""
     config = ModelConfig(SMALL, context=512, kv_pool=512)
+    assert types_repacked(), "this processor has no other layout of Q4_0 weights: no board of ours is like that"
     hardware.configure({SMALL: config}, ROOM)
     assert "repacked" in regions(hardware, SMALL)
     assert "repacked" not in regions(hardware, MODEL)
@@ -112,7 +112,6 @@ def test_weights_are_repacked_where_the_share_has_room(hardware: Hardware) -> No
     assert "repacked" not in regions(hardware, SMALL)
 
 
-@pytest.mark.skipif(not types_repacked(), reason="this processor has no other layout of weights")
 def test_a_load_is_what_was_charged(hardware: Hardware, told: queue.SimpleQueue[object]) -> None:
     """Repacked weights to the page, the process within a fifth; no region takes more than its charge."""
     hardware.configure({SMALL: ModelConfig(SMALL, context=512, kv_pool=512, sequences=4)}, ROOM)
