@@ -195,10 +195,7 @@ class Node:
             log.warning("http: this version does not serve it yet")
         log.info(
             "node %s/%s, boot %d: control socket %s",
-            self.config.site,
-            self.config.name,
-            self.boot,
-            runtime / "control.sock",
+            *(self.config.site, self.config.name, self.boot, runtime / "control.sock"),
         )
 
     def stop(self) -> None:
@@ -209,13 +206,9 @@ class Node:
             self._lock.release()
 
     def poll(self) -> None:
-        """Once a second, on the main thread."""
+        """Once a second, on the main thread. The kernel is woken while memory is short, and until all is calm again."""
         self.link.poll()
         self._meter.poll(monotonic_ms())
-        self._feel()
-
-    def _feel(self) -> None:
-        """The kernel is woken only while memory is short, and until all is calm again."""
         spaces = self._watch.look()
         if self.kernel.loader.pressure.level or any(space.strain for space in spaces):
             self.loop.post(lambda: self.dispatcher.relief.felt(spaces, monotonic_ms()))

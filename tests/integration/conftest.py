@@ -3,12 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 
 from llmasos_edge.ipc.broker import ManagedBroker
+from llmasos_edge.kernel.hal import Loaded
+from tests.engine.conftest import cut_model
 from tests.integration.real_node import Device, RealNode
+from tests.integration.worker_rig import Rig
 
 MakeNode = Callable[..., RealNode]
 MakeDevice = Callable[..., Device]
@@ -80,3 +84,31 @@ def phone(node: RealNode, make_device: MakeDevice, request: pytest.FixtureReques
 def phone_at_outer(outer_node: RealNode, outer_broker: ManagedBroker, make_device: MakeDevice) -> Device:
     """A phone at the outer broker."""
     return make_device(outer_broker.port, "phone")
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cut_model(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def rig(cut: Path) -> Iterator[Rig]:
+    """One worker for all tests that leave it alive."""
+    rig = Rig(cut)
+    rig.wait(Loaded)
+    yield rig
+    rig.close()
+
+
+@pytest.fixture
+def own_rig(cut: Path) -> Iterator[Callable[..., Rig]]:
+    """Workers of the test's own."""
+    rigs: list[Rig] = []
+
+    def make(path: Path = cut, **options: Any) -> Rig:
+        rigs.append(Rig(path, **options))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        rig.close()

@@ -11,7 +11,7 @@ import pytest
 from llmasos_edge.engine import sandbox
 from llmasos_edge.kernel.hal import Finished, Loaded, Refused
 from tests.integration.captive import ATTEMPTS
-from tests.integration.test_worker import Rig
+from tests.integration.worker_rig import Rig
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0}}, "required": ["n"]}
 MODEL = Path(os.environ["LLMASOS_MODELS"]) / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -1,189 +1,37 @@
-"""Tests of a real worker process through its host: leases, interrupts, parking, resizing, and every way to die."""
+"""Tests of a real worker process through its host: leases, interrupts, prompts, and every way to die."""
 
 import os
-import queue
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 
 from llmasos_edge.engine import host as host_module
 from llmasos_edge.engine.host import WorkerHost
 from llmasos_edge.engine.protocol import (
-    Answer,
-    Command,
     Load,
-    Message,
-    Program,
-    Sampling,
     send,
 )
 from llmasos_edge.kernel.hal import (
     Died,
     Finished,
     Loaded,
-    Piece,
     Prepared,
-    Progress,
-    Quantum,
     Refused,
     Report,
-    Resized,
-    Restored,
-    Save,
-    Saved,
-    Slot,
 )
-from llmasos_edge.kernel.memory.extent import CONTROL_PAGE, Extent
-from llmasos_edge.kernel.task import Submission, Task
 from llmasos_edge.kernel.units import (
-    Bytes,
-    ClientId,
     Milliseconds,
     ModelId,
-    Priority,
-    SegmentId,
     SequenceId,
     TaskId,
-    Tokens,
 )
-from tests.engine.conftest import cut_model
-
-PATIENCE_S = 60.0
-EXTENT = Extent(4096, 4 << 20)
-LONG = Milliseconds(60_000)
-T = TypeVar("T")
-
-
-def memfd() -> int:
-    """A model's, as the daemon makes and keeps it."""
-    memory = os.memfd_create("arena")
-    os.ftruncate(memory, CONTROL_PAGE + (32 << 20))
-    return memory
-
-
-class Rig:
-    """A worker with the 3-layer model, and what came from it."""
-
-    def __init__(self, path: Path, context: int = 2048, module: str = "llmasos_edge.engine.worker") -> None:
-        self.events: queue.SimpleQueue[Answer | Command] = queue.SimpleQueue()
-        self.seen: list[Answer | Command] = []
-        self._number = 0
-        self.path = path
-        load = Load(ModelId("tiny"), str(path), context, 4096, 16, "q8_0", False, 1)
-        self.memory = memfd()
-        self.host = WorkerHost(load, self.memory, self._program, lambda _model, event: self.events.put(event), module)
-
-    def _program(self, task: Task) -> Program:
-        assert isinstance(task.submission.program, Program)
-        return task.submission.program
-
-    def wait(self, kind: type[T], wanted: Callable[[T], bool] = lambda _: True) -> T:
-        """The next event of a kind; others are passed over. The worker must not die meanwhile."""
-        while True:
-            event = self.events.get(timeout=PATIENCE_S)
-            self.seen.append(event)
-            if isinstance(event, kind) and wanted(event):
-                return event
-            assert not isinstance(event, Died), event.why
-
-    def close(self) -> None:
-        self.host.stop()
-        self.host.join()
-        os.close(self.memory)
-
-    def prepare(
-        self, name: str, text: str = "Tell me a story.", tokens: int = 12, system: str = "", **program: Any
-    ) -> TaskId:
-        sampling = Sampling(temperature=0.0, stop=program.pop("stop", ()))
-        messages = (*([Message("system", system)] if system else []), Message("user", text))
-        made = Program(sampling, tokens, messages=messages, **{"owner": name, **program})
-        submission = Submission(ClientId("c"), ModelId("tiny"), made)
-        self.host.prepare(Task(TaskId(name), submission, 0, Milliseconds(0), None, Priority.NORMAL))
-        return TaskId(name)
-
-    def start(self, name: str, sequence: int = 0, **program: Any) -> TaskId:
-        task = self.prepare(name, **program)
-        self.wait(Prepared, lambda event: event.task == task)
-        self.host.switch_in(task, SequenceId(sequence), ())
-        return task
-
-    def save(self, task: TaskId, start: int = 0, extent: Extent = EXTENT) -> tuple[Piece, ...]:
-        """Take the sequence away: what was saved of it."""
-        self.host.switch_out(task, Save(SegmentId(1), Tokens(start), extent))
-        self.host.interrupt()
-        saved = self.wait(Saved)
-        if not saved.size:
-            return ()
-        return (Piece(saved.segment, extent, saved.size, saved.start, saved.end, saved.checksum),)
-
-    def progress(self, task: TaskId) -> Progress:
-        """What was told of it last."""
-        return [p for e in self.seen if isinstance(e, Report) for p in e.progress if p.task == task][-1]
-
-    def run(self, *tasks: TaskId, decode: int) -> None:
-        """A lease, to its end."""
-        number = self.grant(*tasks, decode=decode)
-        self.wait(Report, lambda event: event.idle and event.number == number)
-
-    def grant(self, *tasks: TaskId, chunk: int = 512, decode: int = 4000, ms: Milliseconds = LONG) -> int:
-        self._number += 1
-        slots = tuple(Slot(task, Tokens(4000), Tokens(decode)) for task in tasks)
-        self.host.grant(Quantum(self._number, slots, Tokens(chunk), ms, 1))
-        return self._number
-
-    def text(self, task: TaskId) -> str:
-        reports = [event for event in self.seen if isinstance(event, Report)]
-        return "".join(part.text for report in reports for part in report.progress if part.task == task)
-
-    def finish(self, *tasks: TaskId) -> list[str]:
-        """Wait for the ends of all, forget them, and give their texts."""
-        left = set(tasks)
-        while left:
-            left.discard(self.wait(Finished).task)
-        for task in tasks:
-            self.host.forget(task)
-        return [self.text(task) for task in tasks]
-
-    def alone(self, name: str, **program: Any) -> str:
-        """The text of an undisturbed run."""
-        task = self.start(f"alone-{name}", **program)
-        self.grant(task)
-        return self.finish(task)[0]
-
-
-@pytest.fixture(scope="module")
-def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cut_model(tmp_path_factory.mktemp("models") / "tiny.gguf")
-
-
-@pytest.fixture(scope="module")
-def rig(cut: Path) -> Iterator[Rig]:
-    """One worker for all tests that leave it alive."""
-    rig = Rig(cut)
-    rig.wait(Loaded)
-    yield rig
-    rig.close()
-
-
-@pytest.fixture
-def own_rig(cut: Path) -> Iterator[Callable[..., Rig]]:
-    """Workers of the test's own."""
-    rigs: list[Rig] = []
-
-    def make(path: Path = cut, **options: Any) -> Rig:
-        rigs.append(Rig(path, **options))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.close()
+from tests.integration.worker_rig import PATIENCE_S, Rig, memfd
 
 
 def resident(rig: Rig) -> int:
@@ -276,130 +124,6 @@ def test_an_interrupt_aborts_a_step(rig: Rig) -> None:
     else:
         pytest.fail("no step was aborted")
     rig.finish(task)
-
-
-def test_a_parked_task_resumes_elsewhere(rig: Rig) -> None:
-    """Its state lies in the memfd, others run, the pool is made anew, with more cells and fewer: the text is that of
-    an undisturbed run.
-    """
-    expected = rig.alone("park", tokens=12)
-    task = rig.start("park", tokens=12)
-    rig.run(task, decode=5)
-    for cells in (2048, 1024, 4096):
-        pieces = rig.save(task)
-        assert pieces
-        rig.alone("between", text="Something else", tokens=3)
-        rig.host.resize(Tokens(cells))
-        assert rig.wait(Resized).cells == cells
-        rig.host.switch_in(task, SequenceId(7), pieces)
-        assert rig.wait(Restored).kept == pieces[0].end
-        rig.run(task, decode=2)
-    rig.grant(task)
-    assert rig.finish(task) == [expected]
-
-
-def test_a_task_whose_state_was_dropped_is_computed_again(rig: Rig) -> None:
-    """Without an extent, tokens stay and KV goes; so it is, too, when the extent is too small."""
-    expected = rig.alone("drop", tokens=10)
-    task = rig.start("drop", tokens=10)
-    for extent in (None, Extent(0, 4096)):
-        rig.run(task, decode=3)
-        if extent is None:
-            rig.host.switch_out(task, None)
-        else:
-            assert rig.save(task, extent=extent) == ()
-        rig.host.switch_in(task, SequenceId(3), ())
-    rig.grant(task)
-    assert rig.finish(task) == [expected]
-
-
-PREFIX = "You answer in one short sentence, politely, and never about the weather. " * 12
-
-
-def test_eight_tasks_compute_their_prefix_once(rig: Rig) -> None:
-    """They come at once with the same system prompt: one computes it, the others take it, and each says what it says
-    alone.
-    """
-    texts = {f"e{n}": f"{n}?" for n in range(8)}
-    expected = [rig.alone(name, text=text, system=PREFIX, tokens=6) for name, text in texts.items()]
-    tasks = [
-        rig.start(name, n, text=text, system=PREFIX, tokens=6, owner="all")
-        for n, (name, text) in enumerate(texts.items())
-    ]
-    prepared = [e for e in rig.seen if isinstance(e, Prepared) and e.task in tasks]
-    shared = prepared[0].shared
-    assert {(e.prefix, e.shared) for e in prepared} == {(prepared[0].prefix, shared)}
-    assert shared > 150
-    number = rig.grant(*tasks)
-    assert rig.finish(*tasks) == expected
-    assert sorted(rig.progress(task).cached for task in tasks) == [0] + [shared] * 7
-    prefilled = sum(e.prefilled for e in rig.seen if isinstance(e, Report) and e.number == number)
-    assert prefilled == sum(e.prompt_tokens for e in prepared) - 7 * shared
-
-
-def test_whose_prefix_it_is(rig: Rig) -> None:
-    """The model's own system prompt is everybody's, and so is what an app of the node puts there; a caller's is not."""
-
-    def number(owner: str, system: str = "", *, public: bool = False) -> int:
-        task = rig.prepare(f"{owner}{system}{public}", system=system, owner=owner, public=public)
-        prefix = rig.wait(Prepared, lambda event: event.task == task).prefix
-        rig.host.forget(task)
-        return prefix
-
-    assert number("alice") == number("bob") != 0
-    assert number("alice", PREFIX) != number("bob", PREFIX)
-    assert number("alice", PREFIX, public=True) == number("bob", PREFIX, public=True)
-    assert number("alice", PREFIX) != number("alice", PREFIX, public=True)
-
-
-def test_the_first_of_a_prefix_is_cancelled(rig: Rig) -> None:
-    """The next one takes over what it had computed."""
-    system = f"First. {PREFIX}"
-    expected = rig.alone("next", text="Why?", system=system, tokens=6)
-    tasks = [rig.start(name, n, text="Why?", system=system, tokens=6, owner="f") for n, name in enumerate("xyz")]
-    rig.grant(*tasks, chunk=32)
-    rig.wait(Report, lambda event: event.prefilled >= 32)
-    rig.host.forget(tasks[0])
-    assert rig.finish(*tasks[1:]) == [expected] * 2
-    assert rig.progress(tasks[1]).cached >= 32
-
-
-def test_pieces_wait_for_the_prefix_before_them(own_rig: Callable[..., Rig]) -> None:
-    """In a worker that does not have it: it is computed, through aborted steps too, and they are restored behind it."""
-    rig = own_rig()
-    rig.wait(Loaded)
-    expected = rig.alone("behind", system=PREFIX, tokens=12)
-    task = rig.start("behind", system=PREFIX, tokens=12)
-    rig.run(task, decode=5)
-    shared = next(e.shared for e in rig.seen if isinstance(e, Prepared) and e.task == task)
-    (piece,) = rig.save(task)
-    assert piece.start == shared
-    rig.alone("other", text="many words " * 900, tokens=1)
-    rig.host.resize(Tokens(1024))  # the prefix is less than a quarter
-    rig.wait(Resized)
-    rig.host.resize(Tokens(512))  # and now more
-    rig.wait(Resized)
-    rig.host.switch_in(task, SequenceId(2), (piece,))
-    rig.grant(task, chunk=32, decode=0)
-    rig.host.interrupt()
-    assert rig.wait(Restored) == Restored(task, piece.end)
-    rig.wait(Report, lambda event: event.idle)
-    prefilled = sum(e.prefilled for e in rig.seen if isinstance(e, Report))
-    rig.grant(task)
-    assert rig.finish(task) == [expected]
-    assert prefilled >= shared
-    assert rig.progress(task).cached == 0
-
-
-def test_pieces_of_a_forgotten_task_are_told_of(rig: Rig) -> None:
-    """Though their turn never came: they are as good as they were."""
-    system = f"Forgotten. {PREFIX}"
-    task = rig.start("pieces", system=system, tokens=3)
-    shared = next(e.shared for e in rig.seen if isinstance(e, Prepared) and e.task == task)
-    rig.host.switch_out(task, None)
-    rig.host.switch_in(task, SequenceId(0), (Piece(SegmentId(4), EXTENT, Bytes(8192), shared, Tokens(999), 0),))
-    rig.host.forget(task)
-    assert rig.wait(Restored) == Restored(task, Tokens(999))
 
 
 def test_prompts_are_prepared_while_a_step_is_computed(rig: Rig) -> None:

@@ -3,12 +3,13 @@
 import os
 import queue
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.swap_load import MODEL, park
-from llmasos_edge.kernel.memory.backing import Record, SwapEvent
+from llmasos_edge.kernel.memory.backing import Record, StoredSegment, SwapEvent
 from llmasos_edge.kernel.memory.extent import CONTROL_PAGE, PAGE, Extent
 from llmasos_edge.kernel.units import Bytes
 from llmasos_edge.services.arena_memory import ArenaMemory
@@ -79,3 +80,58 @@ class SwapRig:
         connection.execute(change, values)
         connection.commit()
         connection.close()
+
+
+class GatedDisk(SwapDisk):
+    """Notes what it is asked for; a write waits for the gate, and any step can be made to fail."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.writing = threading.Semaphore(0)
+        self.done: list[str] = []
+        self.broken = ""
+
+    def step(self, what: str) -> None:
+        if what == self.broken:
+            raise OSError(5, f"{what}: input/output error")
+        self.done.append(what)
+
+    def write(self, piece: memoryview, offset: int) -> None:
+        self.writing.release()
+        assert self.gate.wait(PATIENCE_S)
+        self.step("write")
+        super().write(piece, offset)
+
+    def read(self, piece: memoryview, offset: int) -> None:
+        self.step("read")
+        super().read(piece, offset)
+
+    def sync(self) -> None:
+        self.step("sync")
+        super().sync()
+
+
+def gated(rig: SwapRig) -> GatedDisk:
+    """Open the rig with a gated disk, shut."""
+    made: list[GatedDisk] = []
+
+    def disk(path: Path) -> GatedDisk:
+        made.append(GatedDisk(path))
+        return made[0]
+
+    rig.open(disk=disk)
+    made[0].gate.clear()
+    return made[0]
+
+
+def write(rig: SwapRig, number: int, source: Extent, target: Extent, size: int | None = None) -> None:
+    """Park a segment, and have it written."""
+    assert rig.swap is not None
+    rig.swap.write(rig.park(number, source, size), source, target)
+
+
+def numbers(stored: list[StoredSegment]) -> list[int]:
+    """Of segments, in order of place."""
+    return [each.record.segment for each in stored]
