@@ -52,7 +52,7 @@ typedef __m256 lanes;
 #define ADD_PRODUCT vfmaq_f32
 typedef float32x4_t lanes;
 #endif
-#define STEP (WIDTH == 4 ? 1 : 16) /* products at once: a C library's expf is called for each */
+#define STEP (WIDTH == 4 ? 1 : 8) /* products at once, as they are stored: a wider load waits until both stores are done */
 #define HEADS (WIDTH == 8 ? 2 : 4) /* of a query that are summed together: each takes four registers */
 
 typedef struct {
@@ -350,12 +350,16 @@ INLINE void add_slice(float *sums, const float *values, int size, int heads, int
 INLINE void add_cells(work *w, int size, int row, int heads, const uint8_t *cells, int n) {
     float products[HEADS][CELLS], weights[HEADS][CELLS], scales[HEADS][CELLS];
     uint32_t rises = 0;
+    for (int h = 0; h < heads; h++) multiply(w, size, row + h, cells, n, products[h]);
+    for (int h = 0; h < heads; h++) rises |= weigh(products[h], weights[h], scales[h], n, w->scale, &w->top[row + h]);
     for (int h = 0; h < heads; h++) {
-        multiply(w, size, row + h, cells, n, products[h]);
-        rises |= weigh(products[h], weights[h], scales[h], n, w->scale, &w->top[row + h]);
+        float total = w->total[row + h];
+        if (rises)
+            for (int i = 0; i < n; i++) total = fmaf(total, scales[h][i], weights[h][i]);
+        else
+            for (int i = 0; i < n; i++) total += weights[h][i];
+        w->total[row + h] = total;
     }
-    for (int i = 0; i < n; i++)
-        for (int h = 0; h < heads; h++) w->total[row + h] = fmaf(w->total[row + h], scales[h][i], weights[h][i]);
     float *sums = w->sums + row * size;
     int at = 0;
     for (; at + 4 * WIDTH <= size; at += 4 * WIDTH)
