@@ -4,6 +4,7 @@ A handler gives its result at once, or later through `done`; slow work (a pull, 
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
@@ -80,6 +81,11 @@ class Calls:
 
     def task(self, task_id: str) -> Task:
         return self.kernel.table.get(TaskId(task_id))
+
+    def hung_up(self, task: TaskId) -> None:
+        """Its caller has gone: nobody computes for nobody."""
+        with suppress(UnknownTask):  # it has ended, and is no longer remembered
+            self.syscalls.cancel(task, self.clock_ms(), "its caller hung up")
 
     def cancel(self, caller: Caller, target: str) -> Json:
         """A request of the caller's own by its id, or a task of its own. Raises UnknownTask, NotPermitted."""

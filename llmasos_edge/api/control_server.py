@@ -1,7 +1,6 @@
 """Calls that come over the control socket: the operator's."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -132,11 +131,7 @@ class ControlCalls:
         )
         task = self._door.arrive(arrival)
         if task is not None and not args.detach:
-            call.on_cancel = lambda: self._post(lambda: self._hung_up(task))
-
-    def _hung_up(self, task: TaskId) -> None:
-        with suppress(UnknownTask):  # it has ended, and is no longer remembered
-            self._calls.syscalls.cancel(task, self._calls.clock_ms(), "its caller hung up")
+            call.on_cancel = lambda: self._post(partial(self._calls.hung_up, task))
 
     def _wait(self, call: Call, task: str) -> None:
         waiter = CallWaiter(call)

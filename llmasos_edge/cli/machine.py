@@ -70,6 +70,9 @@ def _say_status(shape: dict[str, Any]) -> None:
     broker = shape["broker"]
     facts = ["connected" if broker["connected"] else "NOT CONNECTED", "managed" if broker["managed"] else "foreign"]
     render.line(f"broker  {broker['url']} ({', '.join(facts)}, trust {broker['trust']})")
+    if shape["http"] is not None:
+        keys = shape["http"]["keys"]
+        render.line(f"http    {shape['http']['url']} ({'this machine alone' if keys is None else f'keys: {keys}'})")
     models = ", ".join(f"{model['id']} {render.model_state(model)}" for model in shape["models"])
     render.line(f"models  {models or 'none'}")
     render.line(f"apps    {', '.join(shape['apps']) or 'none'}")

@@ -1,5 +1,6 @@
 """The network addresses of a node file: a broker's URL, and the address that HTTP listens on."""
 
+import ipaddress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -44,3 +45,11 @@ def listen_address(value: object) -> tuple[str, int]:
     if not host or port is None or parts.netloc != given or "@" in given:
         raise ValueError(f'"{given}" is no address to listen on: write HOST:PORT, for example 127.0.0.1:8000')
     return host, port
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine can reach it; a name other than localhost may be anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

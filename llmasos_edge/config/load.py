@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from llmasos_edge.config import values
-from llmasos_edge.config.addresses import broker_url, listen_address
+from llmasos_edge.config.addresses import broker_url, is_loopback, listen_address
 from llmasos_edge.config.board import Board, detect_board, load_board
 from llmasos_edge.config.node import (
     DEFAULT_APPS_DIR,
@@ -198,7 +198,10 @@ def _http(spec: Section) -> HttpConfig | None:
         if "http" not in spec:
             return None
         host, port = http.need("listen", listen_address, ("", 0))
-        return HttpConfig(host, port)
+        keys_file = _take_path(http, "keys_file")
+        if host and keys_file is None and not is_loopback(host):
+            http.report("listen", f"others can reach {host}: say who may call with `keys_file`, or listen on 127.0.0.1")
+        return HttpConfig(host, port, keys_file)
 
 
 def _client(section: Section, mqtt: MqttConfig | None) -> ClientConfig:

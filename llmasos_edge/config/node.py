@@ -62,8 +62,11 @@ class MqttConfig:
 
 @dataclass(frozen=True, slots=True)
 class HttpConfig:
+    """Port 0 means any free one. Without `keys_file` nobody but this machine can reach `host`."""
+
     host: str
     port: int
+    keys_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

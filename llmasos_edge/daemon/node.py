@@ -31,6 +31,7 @@ from llmasos_edge.daemon.meter import Meter
 from llmasos_edge.daemon.models import Errands, NodeModels
 from llmasos_edge.daemon.saved_state import SavedState
 from llmasos_edge.daemon.state_lock import StateLock
+from llmasos_edge.daemon.web import Web
 from llmasos_edge.engine.protocol import Answer, Command
 from llmasos_edge.errors import ConfigError, LLMasOSError, ShuttingDown
 from llmasos_edge.ipc.control import ControlServer
@@ -101,7 +102,7 @@ class Node:
         self.apps = NodeApps(config, self.loop.post, self._event)
         self._errands = Errands(self.loop.post)
         self._build(store)
-        self.link = Link(self)
+        self.link, self.web = Link(self), Web(self)
         self._steps: list[Callable[[], None]] = []
         self.ready = False
         self._retry_at: Milliseconds | None = None
@@ -187,12 +188,11 @@ class Node:
             (self._start_loop, self.loop.stop),
             (server.start, server.stop),
             (self.link.start_broker, self.link.stop_broker),
+            (self.web.start, self.web.stop),
             (self._start_models, self._stop_tasks),
         ):
             up()
             self._steps.append(down)
-        if self.config.http is not None:
-            log.warning("http: this version does not serve it yet")
         log.info(
             "node %s/%s, boot %d: control socket %s",
             *(self.config.site, self.config.name, self.boot, runtime / "control.sock"),
@@ -214,7 +214,8 @@ class Node:
             self.loop.post(lambda: self.dispatcher.relief.felt(spaces, monotonic_ms()))
 
     def _start_loop(self) -> None:
-        self.loop.start(self.dispatcher, [(self.apps.next_tick, self.apps.tick), (self._next_beat, self._beat)])
+        apps, web = (self.apps.next_tick, self.apps.tick), (self.web.next_tick, self.web.tick)
+        self.loop.start(self.dispatcher, [apps, web, (self._next_beat, self._beat)])
 
     def _start_models(self) -> None:
         """Fetch what is missing; then take up the journal's work, and let callers in."""
@@ -361,6 +362,7 @@ class Node:
             "ready": self.ready,
             "since": self.since,
             "broker": self.link.broker(),
+            "http": self.web.status(),
             "models": [rows.get(name, {"id": name, "state": "unloaded"}) for name in names],
             "pressure": pressure(self.kernel),
             "pending": settings.pending(self),

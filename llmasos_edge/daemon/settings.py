@@ -78,6 +78,7 @@ def reload(node: Node, wanted: NodeConfig) -> Json:
             f"memory.budget: {budget(new) >> 20} MiB is less than the {loader.ledger.charged >> 20} MiB that are taken "
             "now: drop models first (`llmasos mem`), or restart the node"
         )
+    keys = node.web.read_keys()
     node.hardware.configure(models(new), room(new))
     try:
         _check_room(node, new)
@@ -89,6 +90,7 @@ def reload(node: Node, wanted: NodeConfig) -> Json:
     loader.replacement = REPLACEMENTS[new.memory.replacement]
     node.kernel.scheduler, node.kernel.targets = POLICIES[new.scheduler.policy](), targets(new.scheduler)
     node.security.know(callers(new))
+    node.web.use_keys(keys)
     node.models.configure(models(new))
     node.door.accepting = replace(node.door.accepting, default_model=new.models[0].name)
     loader.refresh(removed={ModelId(name) for name in models(old).keys() - models(new).keys()})

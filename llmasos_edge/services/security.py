@@ -8,6 +8,8 @@ from llmasos_edge.errors import NotPermitted
 from llmasos_edge.kernel.units import ClientId, Priority
 
 OPERATOR: Final = ClientId("operator")
+LOCAL_HTTP: Final = ClientId("http")
+RESERVED: Final = (OPERATOR, LOCAL_HTTP)  # nobody else may have these names
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,10 @@ class Security:
         self._callers: Mapping[str, Caller] = {caller.client: caller for caller in callers}
 
     def mqtt(self, client: str) -> Caller:
-        """Raises NotPermitted for the operator's name, which is the control socket's."""
-        if client == OPERATOR:
-            raise NotPermitted(f"{OPERATOR!r} is the name of the control socket's caller: take another")
+        """Raises NotPermitted for the names of those who call in other ways."""
+        if client in RESERVED:
+            whose = "the control socket's caller" if client == OPERATOR else "who calls over HTTP without a key"
+            raise NotPermitted(f"{client!r} is the name of {whose}: take another")
         default = Priority.CRITICAL if self._proven else Priority.NORMAL
         known = self._callers.get(client) or Caller(ClientId(client), default)
         if self._proven:
@@ -54,6 +57,10 @@ class Security:
     def operator(self) -> Caller:
         """Who reaches the control socket."""
         return Caller(OPERATOR, Priority.CRITICAL, operate=True)
+
+    def http(self, client: ClientId = LOCAL_HTTP) -> Caller:
+        """Who has shown a client's key, or needs none."""
+        return self._callers.get(client) or Caller(client, Priority.CRITICAL)
 
     def app(self, name: str) -> Caller:
         """What the node file's own apps do."""

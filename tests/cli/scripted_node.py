@@ -17,6 +17,7 @@ STATUS = {
     "state": "online",
     "ready": True,
     "since": "2026-11-23T17:00:00Z",
+    "http": {"url": "http://127.0.0.1:8000", "port": 8000, "keys": None},
     "broker": {
         "url": "mqtt://127.0.0.1:18830",
         "port": 18830,

@@ -125,12 +125,13 @@ def test_apps_trigger(llmasos: Invoke) -> None:
 
 
 def test_status_words(llmasos: Invoke) -> None:
-    """The status names node, board, readiness, broker, models and tasks."""
+    """The status names node, board, readiness, broker, HTTP, models and tasks."""
     text = llmasos("status").stdout
     for words in (
         "home/kitchen: online, ready",
         "board   raspberry-pi-4\n",
         "mqtt://127.0.0.1:18830 (connected",
+        "http    http://127.0.0.1:8000 (this machine alone)\n",
         "smollm2-135m loaded",
         "memory  short (drop): the machine has 12 of 800 MiB left\n",
         "1 READY, 1 RUNNING\n",
