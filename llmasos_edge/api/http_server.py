@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from llmasos_edge.api.calls import CALLS, Calls, Context, Nothing
 from llmasos_edge.api.door import Arrival, Door
 from llmasos_edge.api.ticket import Post, Reply
+from llmasos_edge.config.addresses import is_loopback
 from llmasos_edge.errors import BadRequest, EngineFailed, LLMasOSError, NotPermitted, from_wire
 from llmasos_edge.ipc.http_connection import Answer, Exchange
 from llmasos_edge.ipc.messages import Accepted, OkReply
@@ -32,7 +33,6 @@ from llmasos_edge.services.security import Caller, Security
 COMMENT_EVERY_MS: Final = 2_000
 JSON: Final = ("content-type", "application/json")
 EVENTS: Final = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
-LOCAL_HOSTS: Final = ("127.0.0.1", "localhost", "::1")
 LATER: Final = ("/metrics", "/v1/completions", "/v1/embeddings")
 
 
@@ -230,10 +230,11 @@ def _no_route(path: str, routes: Mapping[str, object]) -> BadRequest:
 
 def _check_local(exchange: Exchange) -> None:
     """Without keys a web page in this machine's browser must not call, under whatever name. Raises NotPermitted."""
-    for name, value in (("host", f"//{exchange.header('host')}"), ("origin", exchange.header("origin"))):
+    for name, scheme in (("host", "http://"), ("origin", "")):
+        value = exchange.header(name)
         try:
-            host = urlsplit(value).hostname
+            host = urlsplit(scheme + value).hostname or ""
         except ValueError:
             host = ""
-        if value and host not in LOCAL_HOSTS:
+        if value and not is_loopback(host):
             raise NotPermitted(f"{name}: without `http.keys_file` only this machine's own programs may call")

@@ -149,7 +149,12 @@ class Connection:
         with self.lock:
             if exchange is not self._exchange:
                 return
-            self._push(*events)
+            try:
+                self._push(*events)
+            except h11.LocalProtocolError:  # a bug of ours, which must not take the writer's thread with it
+                log.exception("http: an answer that is none")
+                self._shut(socket.SHUT_RDWR)
+                return
             if self._protocol.our_state is h11.SEND_BODY:
                 return
             self._exchange = None
@@ -208,7 +213,7 @@ class Connection:
             if self._backlog:
                 self.deadline = time.monotonic() + DRAIN_S
                 return
-            if self._protocol.our_state is not h11.DONE:
+            if self._protocol.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
                 self._leave()
                 return
             self._protocol.start_next_cycle()

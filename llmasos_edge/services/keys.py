@@ -13,8 +13,8 @@ from llmasos_edge.errors import ConfigError
 from llmasos_edge.kernel.units import ClientId
 from llmasos_edge.services.security import RESERVED
 
-LEAST: Final = 16  # characters of a key
 NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+KEY: Final = re.compile(r"[!-~]{16,256}")
 HASHED: Final = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -73,6 +73,6 @@ def _read_line(line: str, where: str) -> tuple[bytes, ClientId]:
         raise ConfigError(f"{where}: {name!r} is a name of the node's own: take another")
     if hashed := HASHED.fullmatch(key):
         return bytes.fromhex(hashed[1]), ClientId(name)
-    if len(key) < LEAST or key.startswith("sha256:"):
-        raise ConfigError(f"{where}: a key has {LEAST} characters at least (`openssl rand -hex 16` makes one)")
+    if not KEY.fullmatch(key) or key.startswith("sha256:"):
+        raise ConfigError(f"{where}: a key is 16 to 256 ASCII characters (`openssl rand -hex 16` makes one)")
     return sha256(key.encode()).digest(), ClientId(name)
