@@ -65,7 +65,7 @@ def test_everything_that_a_node_may_say(tmp_path: Path) -> None:
   scheduler:
     {policy: fcfs, quantum_ms: 100, decode_target_ms: 50, max_waiting: 9, max_waiting_per_client: 3, model_wait_ms: 800}
   mqtt: {url: "mqtts://broker.lan", user: kitchen, password_file: pw, ca_file: /ca.pem, trust: acl}
-  http: {listen: "[::1]:8000"}
+  http: {listen: "[::1]:8000", keys_file: keys}
   models:
     - {name: a, context: 1024, sequences: 2, kv_pool: 2048, kv: f16, exact: true, pin: true}
     - {name: b, kv_pool: auto}
@@ -86,7 +86,7 @@ def test_everything_that_a_node_may_say(tmp_path: Path) -> None:
     assert (mqtt.host, mqtt.port, mqtt.tls, mqtt.trust, mqtt.managed) == ("broker.lan", 8883, True, "acl", False)
     assert (mqtt.user, mqtt.password_file, mqtt.ca_file) == ("kitchen", tmp_path / "pw", Path("/ca.pem"))
     assert config.http is not None
-    assert (config.http.host, config.http.port) == ("::1", 8000)
+    assert (config.http.host, config.http.port, config.http.keys_file) == ("::1", 8000, tmp_path / "keys")
     assert (config.models[0].kv_pool, config.models[0].exact, config.models[0].pin) == (2048, True, True)
     assert config.apps_dir == tmp_path / "apps"
     assert config.clients[0].reply_topics == ("home/panel",)
@@ -107,6 +107,22 @@ def test_trust_sets_the_ceiling(tmp_path: Path, mqtt: str, trust: str, ceiling: 
     config = load(tmp_path, f"{MODELS}  mqtt: {mqtt}\n  clients: [{{name: panel}}]\n")
     assert config.mqtt is not None
     assert (config.mqtt.trust, config.clients[0].ceiling) == (trust, ceiling)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "[::1]"])
+def test_nobody_else_reaches_loopback(tmp_path: Path, host: str) -> None:
+    """So it may do without keys."""
+    http = load(tmp_path, f'{MODELS}  http: {{listen: "{host}:0"}}\n').http
+    assert http is not None
+    assert http.keys_file is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "[::]", "node.lan"])
+def test_what_others_reach_takes_keys(tmp_path: Path, host: str) -> None:
+    """Without them the file is wrong; with them it is not."""
+    message = refusal(tmp_path, f'{MODELS}  http: {{listen: "{host}:8000"}}\n')
+    assert message.startswith(f"node.yaml:6: spec.http.listen: others can reach {host.strip('[]')}: say who may call")
+    assert load(tmp_path, f'{MODELS}  http: {{listen: "{host}:8000", keys_file: keys}}\n').http
 
 
 def test_an_unknown_key_is_met_with_the_one_meant(tmp_path: Path) -> None:
