@@ -231,7 +231,7 @@ class Dispatcher:
         if processor.phase is not Phase.LOADED:
             return  # it was dropped meanwhile
         if not report.aborted:
-            processor.rates.learn(report.steps, report.prefilled, report.busy_ms)
+            processor.rates.learn(report.steps, report.decoded, report.prefilled, report.busy_ms)
         processor.account(report.busy_ms)
         processor.used_at = now
         if report.steps and not report.aborted:

@@ -11,7 +11,7 @@ from llmasos_edge.kernel.memory.budget import Region
 from llmasos_edge.kernel.memory.replacement import Uses
 from llmasos_edge.kernel.newcomers import Newcomers
 from llmasos_edge.kernel.scheduling.batch import BATCH, SMOOTHING, Rates
-from llmasos_edge.kernel.scheduling.forecast import Cost
+from llmasos_edge.kernel.scheduling.forecast import Cost, Work, arrival
 from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
 from llmasos_edge.kernel.scheduling.shares import Debts, Shares
 from llmasos_edge.kernel.task import State, Task
@@ -55,7 +55,7 @@ class Processor:
         self.shares = Shares()
         self.ready = ReadyQueue(self.shares.served)
         self.debts = Debts()
-        self.typical_ms: float | None = None  # what a task took of it, on average; None: not known yet
+        self.typical: Work | None = None  # what a task has taken, on average; None: not known yet
         self.quantum_ms = Milliseconds(0)  # as the last dispatch had it
         self.quantum: Quantum | None = None  # the lease that the worker holds
         self.numbers = 0
@@ -177,13 +177,37 @@ class Processor:
         prompt, to_come = max(0, task.tokens - task.computed), max(1, generates - task.generated)
         return Cost(self.rates.expected_ms(0, prompt), self.rates.expected_ms(to_come, 0))
 
+    def takes(self, task: Task, ahead: int | None) -> float:
+        """Milliseconds until it should have its answer, as things stand; `ahead` are served before it, None: it runs."""
+        inside = [self._left(each) for each in self.running.values() if each is not task]
+        waiting = max(0, self.live - len(self.running) - (ahead is not None))
+        own, sequences = self._left(task), self.limits.sequences
+        work = arrival(own, ahead, inside, waiting, self.typical or own, sequences)
+        step = self.rates.step(max(1, min(self.live, sequences)))
+        loading = 0.0 if self.phase is Phase.LOADED else self.load_ms * (1 - (self.progress or 0.0))
+        return loading + work.prompt * self.rates.prefill_ms + work.answer * step
+
+    def a_place_ms(self) -> float | None:
+        """How often a task ends while all sequences are taken; None: nothing is measured yet."""
+        if self.typical is None:
+            return None
+        sequences = self.limits.sequences
+        return (
+            self.typical.prompt * self.rates.prefill_ms + self.typical.answer * self.rates.step(sequences) / sequences
+        )
+
+    def _left(self, task: Task) -> Work:
+        """What it has still to compute; a prompt that is not prepared is taken for a typical one."""
+        prompt = task.tokens - task.computed if task.prepared else self.typical.prompt if self.typical else 0
+        return Work(max(0, prompt), max(1, task.likely - task.generated))
+
     def enqueue(self, task: Task) -> None:
         """Put a READY task on the queue. A client that had none here before is not owed for that."""
         client, running = task.submission.client, {each.submission.client for each in self.running.values()}
         if client not in running and not self.ready.has(client):
             counters = [self.ready.least_served(), *map(self.shares.served, running)]
             self.shares.enter(min((counter for counter in counters if counter is not None), default=None))
-        task.left_ms = self.cost(task, task.predicted).total_ms
+        task.left_ms = self.cost(task, task.likely).total_ms
         self.ready.put(task)
 
     def charge(self, client: ClientId, prompt: int, generated: int) -> None:
@@ -202,8 +226,8 @@ class Processor:
 
     def learn(self, task: Task) -> None:
         """It has ended by itself."""
-        took = self.rates.expected_ms(task.generated, task.prompt_tokens - task.cached_tokens)
-        self.typical_ms = took if self.typical_ms is None else self.typical_ms + SMOOTHING * (took - self.typical_ms)
+        took = Work(task.prompt_tokens - task.cached_tokens, task.generated)
+        self.typical = took if self.typical is None else self.typical.blend(took, SMOOTHING)
 
     def account(self, busy_ms: float) -> None:
         """So long was computed: who looked on is owed some of it."""

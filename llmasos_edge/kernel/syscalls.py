@@ -103,19 +103,15 @@ class Syscalls:
         ahead = self._dispatcher.kernel.scheduler.position(task, processor.ready, processor)
         if task.state is State.READY:
             return ahead
-        return ahead + processor.newcomers.older_than(task)
+        ahead += processor.newcomers.older_than(task)
+        return max(ahead, len(self._dispatcher.turns.before(task)))
 
     def eta(self, task: Task) -> int:
         """Milliseconds until it should have its answer, by the rates and lengths measured so far: a rough guess."""
-        processor = self._dispatcher.processor(task.model)
-        own = processor.cost(task, task.predicted).total_ms
-        if task.state is State.RUNNING:
-            return int(own)
-        position, seats = self.position(task), processor.limits.sequences
-        inside = sorted(processor.cost(each, each.predicted).total_ms for each in processor.running.values())
-        if position < seats - len(inside):
-            return int(own)
-        return int(own + (sum(inside) + position * (processor.typical_ms or own)) / seats)
+        first, *later = [*self._dispatcher.turns.before(task), task]
+        processor = self._dispatcher.processor(first.model)
+        takes = processor.takes(first, None if first.state is State.RUNNING else self.position(first))
+        return int(takes + sum(self._dispatcher.processor(each.model).takes(each, 0) for each in later))
 
     def _bound(self, submission: Submission, processor: Processor) -> None:
         """Raises QueueFull. What a place takes to come free is measured."""
@@ -125,8 +121,7 @@ class Syscalls:
         mine = self._table.live_of(client) - running.count(client)
         if waiting < targets.max_waiting and mine < targets.max_waiting_per_client:
             return
-        a_place = (processor.typical_ms or RETRY_MS) / processor.limits.sequences
-        retry = int(min(RETRY_MOST_MS, max(RETRY_LEAST_MS, a_place)))
+        retry = int(min(RETRY_MOST_MS, max(RETRY_LEAST_MS, processor.a_place_ms() or RETRY_MS)))
         whose = f"{waiting} tasks" if waiting >= targets.max_waiting else f"{mine} tasks of {client}"
         raise QueueFull(f"{whose} wait already: try again later", retry_after_ms=retry)
 

@@ -108,6 +108,13 @@ class Task:
         """Cells that the task needs to go on from here."""
         return Tokens(self.prompt_tokens + self.generated)
 
+    @property
+    def likely(self) -> Tokens:
+        """How many it will have generated in all: as predicted; as many again as it has, once it outlived that."""
+        if self.generated < self.predicted:
+            return self.predicted
+        return Tokens(min(self.submission.max_tokens, max(1, 2 * self.generated)))
+
     def move(self, state: State, now: Milliseconds, reason: str = "") -> None:
         """Change state, along TRANSITIONS only; accounts for running time."""
         if state not in TRANSITIONS[self.state]:

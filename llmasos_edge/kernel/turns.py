@@ -1,6 +1,7 @@
 """Turns: the tasks of one session run in order, one at a time."""
 
 from collections import deque
+from itertools import takewhile
 from typing import Final
 
 from llmasos_edge.kernel.memory.kv_state import Session
@@ -21,6 +22,11 @@ class Turns:
     def is_first(self, task: Task) -> bool:
         session = _session(task)
         return session is None or self._lines[session][0] is task
+
+    def before(self, task: Task) -> list[Task]:
+        """Those of its session whose turns come first, in order."""
+        session = _session(task)
+        return [] if session is None else list(takewhile(lambda other: other is not task, self._lines[session]))
 
     def waiting(self, session: Session) -> int:
         """How many tasks it has."""

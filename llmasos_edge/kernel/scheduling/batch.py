@@ -1,7 +1,8 @@
 """Composes one quantum: decoding sequences first, then prefill chunks within the time target (Sarathi-Serve, 2024)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import log
 from typing import Final
 
 from llmasos_edge.kernel.hal import Quantum, Slot
@@ -11,24 +12,40 @@ from llmasos_edge.kernel.units import Milliseconds, Tokens
 BATCH: Final = 512  # tokens of the largest step: the context's n_batch
 CHUNK_MIN: Final = 16
 SMOOTHING: Final = 0.3  # weight of the newest measurement
+BESIDE: Final = 0.25  # what a sequence adds to a step that one takes alone, where nothing better is measured
 
 
 @dataclass(slots=True)
 class Rates:
-    """Measured cost of a step: milliseconds to decode once for all sequences, and for each prefilled token."""
+    """Measured cost of a step: milliseconds to decode once for all sequences, and for each prefilled token.
+
+    `widths`: the former by the number of sequences that decoded; `step_ms` is for as many as it was lately.
+    """
 
     step_ms: float = 20.0
     prefill_ms: float = 4.0
+    widths: dict[int, float] = field(default_factory=dict)
 
-    def learn(self, steps: int, prefilled: int, busy_ms: float) -> None:
+    def learn(self, steps: int, decoded: int, prefilled: int, busy_ms: float) -> None:
         if steps and not prefilled:
-            self.step_ms += SMOOTHING * (busy_ms / steps - self.step_ms)
+            took, width = busy_ms / steps, max(1, round(decoded / steps))
+            self.step_ms += SMOOTHING * (took - self.step_ms)
+            self.widths[width] = self.widths.get(width, took) + SMOOTHING * (took - self.widths.get(width, took))
         elif prefilled >= CHUNK_MIN:
             cost = max(0.01, (busy_ms - (steps - 1) * self.step_ms) / prefilled)
             self.prefill_ms += SMOOTHING * (cost - self.prefill_ms)
 
+    def step(self, width: int) -> float:
+        """Milliseconds to decode once for so many sequences: by what was measured for the number nearest to it."""
+        near = min(self.widths, key=lambda each: abs(log(each / width)), default=1)
+        return self.widths.get(near, self.step_ms) * _weight(width) / _weight(near)
+
     def expected_ms(self, steps: int, prefill: int) -> float:
         return steps * self.step_ms + prefill * self.prefill_ms
+
+
+def _weight(width: int) -> float:
+    return 1 + BESIDE * (width - 1)
 
 
 @dataclass(frozen=True, slots=True)

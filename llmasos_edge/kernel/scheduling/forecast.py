@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapreplace
 from itertools import accumulate
+from math import ceil
 from typing import Final
 
 from llmasos_edge.kernel.task import Task
@@ -24,6 +25,39 @@ class Cost:
     @property
     def total_ms(self) -> float:
         return self.prefill_ms + self.decode_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Tokens that a task reads and generates: on average, or still to come."""
+
+    prompt: float
+    answer: float
+
+    def blend(self, newest: "Work", weight: float) -> "Work":
+        return Work(
+            self.prompt + weight * (newest.prompt - self.prompt), self.answer + weight * (newest.answer - self.answer)
+        )
+
+
+def arrival(own: Work, ahead: int | None, inside: Sequence[Work], waiting: int, typical: Work, sequences: int) -> Work:
+    """What is computed until its answer is whole: prompts of whomever, and steps of decoding.
+
+    `ahead` typical ones are served before it (None: it has a sequence), `inside` run beside it; `waiting` are all
+    others that wait. Whoever gets a sequence before it has ended holds it up by the prompt.
+    """
+    length = max(1.0, typical.answer)
+    free = sequences - len(inside) - (ahead is None)
+    leave = sorted([0.0] * free + [each.answer for each in inside])
+    begins = 0.0
+    if ahead is not None and ahead >= free:
+        turns, place = divmod(ahead - free, sequences)
+        again = sorted([length] * free + [each.answer for each in inside])
+        begins = again[place] + turns * length
+    ends = begins + own.answer
+    seated = sum(ceil((ends - each) / length) for each in leave if each < ends) - (ahead is not None)
+    prompts = own.prompt + sum(each.prompt for each in inside) + min(waiting, seated) * typical.prompt
+    return Work(prompts, ends)
 
 
 def ends(costs: Sequence[Cost], sequences: int) -> list[float]:

@@ -72,14 +72,25 @@ def test_rates_come_close_to_what_is_measured(step: float, prefill: float) -> No
     """After some reports the expectation is right within a tenth."""
     rates = Rates()
     for _ in range(30):
-        rates.learn(steps=5, prefilled=0, busy_ms=5 * step)
-        rates.learn(steps=2, prefilled=200, busy_ms=2 * step + 200 * prefill)
+        rates.learn(steps=5, decoded=5, prefilled=0, busy_ms=5 * step)
+        rates.learn(steps=2, decoded=0, prefilled=200, busy_ms=2 * step + 200 * prefill)
     assert rates.expected_ms(3, 100) == pytest.approx(3 * step + 100 * prefill, rel=0.1)
+
+
+def test_a_step_costs_more_for_more_sequences() -> None:
+    """As measured for so many; else scaled from the nearest number; before any measurement from one alone."""
+    rates = Rates(step_ms=10)
+    assert (rates.step(1), rates.step(5)) == (10, 20)
+    for _ in range(20):
+        rates.learn(steps=4, decoded=4 * 9, prefilled=0, busy_ms=4 * 90)
+    assert rates.step(9) == pytest.approx(90)
+    assert rates.step(17) == pytest.approx(90 * 5 / 3)
+    assert rates.step(1) == pytest.approx(30)
 
 
 def test_a_handful_of_prompt_tokens_teaches_nothing() -> None:
     """A report without steps, or with few prompt tokens, is not divided by."""
     rates = Rates(10.0, 2.0)
-    rates.learn(0, 0, 50.0)
-    rates.learn(1, CHUNK_MIN - 1, 500.0)
+    rates.learn(0, 0, 0, 50.0)
+    rates.learn(1, 1, CHUNK_MIN - 1, 500.0)
     assert rates == Rates(10.0, 2.0)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmasos_edge.kernel.scheduling.forecast import Cost, broken, ends, promised
+from llmasos_edge.kernel.scheduling.forecast import Cost, Work, arrival, broken, ends, promised
 from llmasos_edge.kernel.units import Milliseconds
 from tests.kernel.nodes import tcb
 
@@ -26,6 +26,27 @@ def test_more_sequences_never_end_the_last_one_later_than_all_in_a_row(given: li
     forecast = ends(given, sequences)
     everything = sum(cost.total_ms for cost in given)
     assert all(cost.total_ms <= end <= everything for cost, end in zip(given, forecast, strict=True))
+
+
+def test_who_comes_to_an_empty_model_computes_its_own() -> None:
+    """Nobody else is there."""
+    assert arrival(Work(10, 5), 0, [], 0, Work(100, 50), 4) == Work(10, 5)
+
+
+def test_who_waits_begins_when_a_sequence_is_free() -> None:
+    """Behind three others on two sequences: one after the first that leaves, the second turn after a typical answer."""
+    inside = [Work(7, 30), Work(0, 10)]
+    first = arrival(Work(10, 5), 0, inside, 0, Work(100, 50), 2)
+    third = arrival(Work(10, 5), 2, inside, 2, Work(100, 50), 2)
+    assert first == Work(17, 15)
+    assert third == Work(17 + 200, 10 + 50 + 5)
+
+
+def test_others_hold_up_who_runs_by_their_prompts() -> None:
+    """While it generates 110 tokens, the other sequence is taken by two that generate 50, if so many wait."""
+    assert arrival(Work(0, 110), None, [Work(0, 10)], 9, Work(20, 50), 2) == Work(2 * 20, 110)
+    assert arrival(Work(0, 110), None, [Work(0, 10)], 1, Work(20, 50), 2) == Work(1 * 20, 110)
+    assert arrival(Work(0, 110), None, [Work(0, 110)], 9, Work(20, 50), 2) == Work(0, 110)
 
 
 def test_who_is_broken() -> None:
