@@ -70,11 +70,10 @@ class MqttWaiter:
         route: Route,
         publisher: Publisher,
         delivered: Callable[[], None],
-        unsent: Callable[[], None],
         *,
         durable: bool,
     ) -> None:
-        self._route, self._publisher, self._delivered, self._unsent = route, publisher, delivered, unsent
+        self._route, self._publisher, self._delivered = route, publisher, delivered
         self._durable = durable
         self._seq, self._attempt = 0, 0
         self._held = ""
@@ -104,8 +103,7 @@ class MqttWaiter:
         if self._route.stream and self._attempt:
             self._flush()
             self._send(stream(self._route.topic), encode(StreamDone(seq=self._seq, done=True)))
-        if not self._send(self._route.topic, encoded, qos=1, on_delivered=self._delivered):
-            self._unsent()
+        self._send(self._route.topic, encoded, qos=1, on_delivered=self._delivered)
 
     def _flush(self) -> None:
         if self._held:
@@ -142,7 +140,6 @@ class MqttServer:
         self._door, self._calls, self._journal = door, calls, journal
         self._security, self._topics, self._publisher, self._post = security, topics, publisher, post
         self._unnamed = 0
-        self._unsent = False
 
     def on_request(self, incoming: Incoming) -> None:
         try:
@@ -197,17 +194,20 @@ class MqttServer:
         route = msgspec.json.decode(finished.route, type=Route)
         self._waiter(route, finished.client, finished.id).reply(ErrorReply(error={}), finished.reply)
 
-    def linked(self) -> None:
-        """The broker is there (again): what it could not take is given once more."""
-        if not self._unsent:
-            return
-        self._unsent = False
+    def deliver_again(self) -> None:
+        """The publisher has delivered all that it took: what the journal still has, it had no room for."""
+
+        def read(_: LLMasOSError | None) -> None:
+            self._post(partial(self._calls.slow, self._journal.undelivered, again, failed))
 
         def again(undelivered: list[Finished]) -> None:
             for finished in undelivered:
                 self.deliver(finished)
 
-        self._calls.slow(self._journal.undelivered, again, lambda error: log.error("%s", error.message))
+        def failed(error: LLMasOSError) -> None:
+            log.error("%s", error.message)
+
+        self._journal.barrier(read)  # after what was delivered is written down
 
     def _arrival(
         self,
@@ -233,11 +233,8 @@ class MqttServer:
         )
 
     def _waiter(self, route: Route, client: str, request_id: str, *, durable: bool = True) -> MqttWaiter:
-        def unsent() -> None:
-            self._unsent = True
-
         delivered = partial(self._journal.delivered, client, request_id)
-        return MqttWaiter(route, self._publisher(), delivered, unsent, durable=durable)
+        return MqttWaiter(route, self._publisher(), delivered, durable=durable)
 
     def _route(
         self, incoming: Incoming, caller: Caller, reply_to: str | None, request_id: str, *, stream: bool

@@ -77,7 +77,7 @@ class Link:
             post=node.loop.post,
         )
         if config is not None:
-            handlers = Handlers(self._server.on_request, self._on_message, self._on_link)
+            handlers = Handlers(self._server.on_request, self._on_message, self._on_link, self._server.deliver_again)
             self._port = MqttPort(self._endpoint(config), self.topics, handlers, encode(self._status("offline")))
 
     def stop_broker(self) -> None:
@@ -147,7 +147,6 @@ class Link:
         log.info("broker %s: %s", self.broker()["url"], "connected" if connected else "connection lost")
         if connected:
             self._node.loop.post(self.announce)
-            self._node.loop.post(self.server.linked)
 
     def _on_message(self, topic: str, payload: bytes, retained: bool, ack: Acknowledge) -> None:
         """A message that may trigger apps. On the MQTT thread."""

@@ -20,11 +20,12 @@ class AckLine:
     """The messages of one connection that wait for their PUBACK, oldest first.
 
     Any thread may acknowledge, in any order; `send` is called in order of receipt, under a lock, and must not block.
-    What is acknowledged after its connection ended is left alone: the broker sends that message again.
+    What is acknowledged after its connection ended is left alone: the broker sends that message again. While `held`
+    says so nothing is sent, until `release` is called: so the broker brings no more.
     """
 
-    def __init__(self, send: Callable[[int], None]) -> None:
-        self._send = send
+    def __init__(self, send: Callable[[int], None], held: Callable[[], bool] = bool) -> None:
+        self._send, self._held = send, held
         self._lock = threading.Lock()
         self._line: deque[_Slot] | None = None
 
@@ -50,10 +51,18 @@ class AckLine:
     def _acknowledge(self, line: deque[_Slot] | None, slot: _Slot) -> None:
         with self._lock:
             slot.done = True
-            if line is None or line is not self._line:
-                return
-            while line and line[0].done:
-                self._send(line.popleft().mid)
+            if line is self._line:
+                self._send_done()
+
+    def release(self) -> None:
+        """It may no longer be held: send what is due."""
+        with self._lock:
+            self._send_done()
+
+    def _send_done(self) -> None:
+        line = self._line
+        while line and line[0].done and not self._held():
+            self._send(line.popleft().mid)
 
 
 class Deliveries:
@@ -67,6 +76,7 @@ class Deliveries:
         self._limit = limit
         self._lock = threading.Lock()
         self._waiting: dict[int, tuple[int, Callable[[], None] | None]] = {}
+        self._unacknowledged = 0  # of them, at QoS 1
         self._early: set[int] = set()
         self._handing_over = 0
 
@@ -75,8 +85,8 @@ class Deliveries:
 
     @property
     def full(self) -> bool:
-        """Whether as many wait as may."""
-        return len(self._waiting) >= self._limit
+        """Whether the broker owes us as many acknowledgements as it may."""
+        return self._unacknowledged >= self._limit
 
     @contextmanager
     def handing_over(self) -> Iterator[None]:
@@ -96,6 +106,7 @@ class Deliveries:
         with self._lock:
             if mid not in self._early:
                 self._waiting[mid] = (qos, then)
+                self._unacknowledged += qos
                 return
             self._early.remove(mid)
         if then is not None:
@@ -104,11 +115,12 @@ class Deliveries:
     def acknowledged(self, mid: int) -> None:
         """The broker has `mid`."""
         with self._lock:
-            found = self._waiting.pop(mid, None)
-            if found is None and self._handing_over:
+            qos, then = self._waiting.pop(mid, (None, None))
+            self._unacknowledged -= qos or 0
+            if qos is None and self._handing_over:
                 self._early.add(mid)
-        if found is not None and found[1] is not None:
-            found[1]()
+        if then is not None:
+            then()
 
     def lose_unsent(self) -> None:
         """The connection is gone: at QoS 0 nothing more will come of what was under way."""
@@ -118,4 +130,6 @@ class Deliveries:
     def take(self, mid: int) -> Callable[[], None] | None:
         """Give up waiting for `mid`; returns what was to be called."""
         with self._lock:
-            return self._waiting.pop(mid, (0, None))[1]
+            qos, then = self._waiting.pop(mid, (0, None))
+            self._unacknowledged -= qos
+            return then

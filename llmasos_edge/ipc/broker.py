@@ -29,7 +29,7 @@ autosave_interval {autosave_s}
 persistent_client_expiration 7d
 max_packet_size 2097152
 max_inflight_messages 20
-max_queued_messages 1000
+max_queued_messages 32768
 max_queued_bytes 16777216
 set_tcp_nodelay true
 connection_messages false

@@ -23,13 +23,16 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from llmasos_edge.errors import ConfigError, Panic
 from llmasos_edge.ipc.acks import AckLine, Deliveries
+from llmasos_edge.ipc.outbox import Outbox, Outgoing
 from llmasos_edge.ipc.topics import Topics, matches
 
 KEEPALIVE_S = 30
 SESSION_EXPIRY_S = 7 * 86_400
 RECEIVE_MAXIMUM = 20  # unacknowledged messages that the broker may send at once: bounds our memory
 MAX_PACKET = 2 * 1024 * 1024  # bytes; above the largest body, so that a larger one still gets an error that says so
-MAX_OUTBOX = 1000  # QoS 1 publishes that wait for the broker
+IN_FLIGHT = 64  # QoS 1 publishes that paho has: what a broker takes at once, and the next
+MAX_OUTBOX = 8 << 20  # bytes of QoS 1 publishes that wait for the broker
+MAX_UNSENT = 1000  # the same, and those at QoS 0 that are not sent yet
 UNSUPPORTED_PROTOCOL = 132  # CONNACK reason code
 
 Acknowledge = Callable[[], None]
@@ -86,6 +89,7 @@ class Handlers:
     on_request: Callable[[Incoming], None]
     on_message: Callable[[str, bytes, bool, Acknowledge], None]  # topic, payload, retained, ack: subscribed topics
     on_link: Callable[[bool], None]  # True after (re)connecting and subscribing: publish the retained topics
+    on_room: Callable[[], None]  # all that was taken is delivered, and something was not taken: give it again
 
 
 class MqttPort:
@@ -104,7 +108,9 @@ class MqttPort:
         self._trouble = ""
         self._stopping = False
         self._switch = threading.Lock()  # held while the client is replaced or stopped
-        self._acks = AckLine(self._send_puback)
+        self._outbox = Outbox(MAX_OUTBOX, self._may_hand_over, self._hand_over)
+        self._refused = False  # a message since the outbox was empty
+        self._acks = AckLine(self._send_puback, lambda: self._outbox.long)
         self._client = self._make_client()
 
     def start(self) -> None:
@@ -114,7 +120,7 @@ class MqttPort:
     def stop(self, drain_s: float = 2.0) -> None:
         """Give what is queued `drain_s` to get out, then leave without the last will; the broker keeps our session."""
         deadline = time.monotonic() + drain_s
-        while self._linked and _deliveries(self._client) and time.monotonic() < deadline:
+        while self._linked and (self._outbox or _deliveries(self._client)) and time.monotonic() < deadline:
             time.sleep(0.01)
         with self._switch:
             self._stopping = True
@@ -138,22 +144,44 @@ class MqttPort:
         content_type: str | None = None,
         on_delivered: Callable[[], None] | None = None,
     ) -> bool:
-        """Send; whether it was taken: at QoS 0 only while connected, and never when MAX_OUTBOX messages wait.
+        """Send; whether it was taken: at QoS 0 only while connected, at QoS 1 unless MAX_OUTBOX bytes wait.
 
-        QoS 1 survives reconnects (not this process). `on_delivered` is called after the broker's PUBACK, on the
-        port's thread as a rule (QoS 0: after it was sent). ValueError for a topic that can't be published to.
+        QoS 1 survives reconnects (not this process), and keeps the order; what was refused can be given again when
+        `on_room` is called. `on_delivered` is called after the broker's PUBACK, on the port's thread as a rule
+        (QoS 0: after it was sent). ValueError for a topic that can't be published to.
         """
-        client = self._client
+        message = Outgoing(topic, payload, qos, retain, correlation, content_type, on_delivered)
+        if qos == 0:
+            return self._linked and len(_deliveries(self._client)) < MAX_UNSENT and self._send(message)
+        taken = self._outbox.put(message)
+        self._refused |= not taken
+        return taken
+
+    def _may_hand_over(self) -> bool:
+        return not _deliveries(self._client).full
+
+    def _hand_over(self, message: Outgoing) -> None:
+        if not self._send(message):
+            log.error("%s: a message of %d bytes can't be sent, and is dropped", message.topic, len(message.payload))
+
+    def _send(self, message: Outgoing) -> bool:
+        client, qos = self._client, message.qos
         deliveries = _deliveries(client)
-        if deliveries.full or (qos == 0 and not self._linked):
-            return False
-        properties = self._publish_properties(correlation, content_type)
+        properties = self._publish_properties(message.correlation, message.content_type)
         with deliveries.handing_over():
-            sent = client.publish(topic, payload, qos, retain, properties)
+            sent = client.publish(message.topic, message.payload, qos, message.retain, properties)
             taken = sent.rc == MQTTErrorCode.MQTT_ERR_SUCCESS or (qos > 0 and sent.rc == MQTTErrorCode.MQTT_ERR_NO_CONN)
             if taken:
-                deliveries.expect(sent.mid, qos, on_delivered)
+                deliveries.expect(sent.mid, qos, message.on_delivered)
         return taken
+
+    def _moved_on(self) -> None:
+        """The broker has taken something: more can follow, out and in."""
+        self._outbox.pump()
+        self._acks.release()
+        if self._refused and not self._outbox and not _deliveries(self._client):
+            self._refused = False
+            self._handlers.on_room()
 
     def subscribe(self, pattern: str) -> None:
         """Have messages that match brought to `on_message` at QoS 1, now and after every reconnect."""
@@ -175,7 +203,7 @@ class MqttPort:
             CallbackAPIVersion.VERSION2,
             client_id=f"llmasos-{self._topics.site}-{self._topics.node}",
             clean_session=None if modern else False,
-            userdata=Deliveries(MAX_OUTBOX),
+            userdata=Deliveries(IN_FLIGHT),
             protocol=self._protocol,
             manual_ack=True,
         )
@@ -258,6 +286,7 @@ class MqttPort:
     ) -> None:
         self._acks.close()
         deliveries.lose_unsent()
+        self._outbox.pump()
         if self._linked:
             self._linked = False
             if not self._stopping:
@@ -276,6 +305,7 @@ class MqttPort:
         if reason.is_failure:
             log.error("the broker refuses a message (%s): check its ACL for this node", reason)
         deliveries.acknowledged(mid)
+        self._moved_on()
 
     def _on_log(self, client: paho.Client, _: object, level: int, text: str) -> None:
         """What paho says: a line for each packet (dropped here), and its errors."""

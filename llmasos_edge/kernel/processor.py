@@ -178,7 +178,7 @@ class Processor:
         return Cost(self.rates.expected_ms(0, prompt), self.rates.expected_ms(to_come, 0))
 
     def takes(self, task: Task, ahead: int | None) -> float:
-        """Milliseconds until it should have its answer, as things stand; `ahead` are served before it, None: it runs."""
+        """Milliseconds until it should have its answer, as things stand. `ahead` come before it; None: it runs."""
         inside = [self._left(each) for each in self.running.values() if each is not task]
         waiting = max(0, self.live - len(self.running) - (ahead is not None))
         own, sequences = self._left(task), self.limits.sequences

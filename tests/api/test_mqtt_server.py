@@ -153,9 +153,7 @@ def test_what_is_wrong_is_answered_where_its_caller_looks(
     assert desk.kernel.table.live_count == 0
 
 
-def test_a_reply_that_the_broker_could_not_take_is_given_when_it_is_back(
-    desk: Desk, server: MqttServer, wire: Wire
-) -> None:
+def test_a_reply_that_found_no_room_is_given_when_there_is_some(desk: Desk, server: MqttServer, wire: Wire) -> None:
     """Once: what was delivered is not given again."""
     server.on_request(wire.incoming("generate", b'{"id": "a", "prompt": "x"}'))
     desk.until(lambda: wire.acks)
@@ -163,10 +161,12 @@ def test_a_reply_that_the_broker_could_not_take_is_given_when_it_is_back(
     desk.answer()
     desk.until(desk.journal.undelivered)
     wire.up = True
-    server.linked()
+    server.deliver_again()
+    desk.until(lambda: wire.on(f"{RES}/a"))
     assert [reply["status"] for reply in wire.on(f"{RES}/a")] == ["ok"]
     desk.until(lambda: not desk.journal.undelivered())
-    server.linked()
+    server.deliver_again()
+    desk.settle()
     assert len(wire.on(f"{RES}/a")) == 1
 
 

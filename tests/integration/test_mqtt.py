@@ -48,7 +48,9 @@ class Node:
         self.requests: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
         self.messages: queue.SimpleQueue[tuple[str, bytes, bool, Acknowledge]] = queue.SimpleQueue()
         self.links: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        handlers = Handlers(self.requests.put, lambda *message: self.messages.put(message), self.links.put)
+        handlers = Handlers(
+            self.requests.put, lambda *message: self.messages.put(message), self.links.put, lambda: None
+        )
         self.port = MqttPort(Endpoint("127.0.0.1", port), TOPICS, handlers, OFFLINE)
         self.port.start()
         assert self.links.get(timeout=PATIENCE_S)
@@ -322,7 +324,7 @@ def test_a_handler_that_fails_holds_up_nobody(
         request.ack()
 
     linked = threading.Event()
-    handlers = Handlers(on_request, lambda *_: None, lambda up: linked.set())
+    handlers = Handlers(on_request, lambda *_: None, lambda up: linked.set(), lambda: None)
     port = MqttPort(Endpoint("127.0.0.1", broker.port), TOPICS, handlers, OFFLINE)
     port.start()
     assert linked.wait(PATIENCE_S)
@@ -339,7 +341,7 @@ def test_why_there_is_no_connection_is_logged(caplog: pytest.LogCaptureFixture) 
     """Address and reason, once; and a port that never found a broker stops all the same."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         free = int(taken.getsockname()[1])
-    handlers = Handlers(lambda request: None, lambda *_: None, lambda up: None)
+    handlers = Handlers(lambda request: None, lambda *_: None, lambda up: None, lambda: None)
     port = MqttPort(Endpoint("127.0.0.1", free), TOPICS, handlers, OFFLINE)
     port.start()
     eventually(lambda: f"127.0.0.1:{free}: no connection: [Errno 111] Connection refused" in caplog.text)
@@ -387,7 +389,7 @@ def test_a_broker_without_mqtt_5_gets_3_1_1(broker: ManagedBroker, caller: Calle
     old.start()
     requests: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
     linked, told = threading.Event(), threading.Event()
-    handlers = Handlers(requests.put, lambda *_: None, lambda up: linked.set())
+    handlers = Handlers(requests.put, lambda *_: None, lambda up: linked.set(), lambda: None)
     port = MqttPort(Endpoint("127.0.0.1", old.port), TOPICS, handlers, OFFLINE)
     assert port.publish("early", b"1", 1, content_type="application/json", on_delivered=told.set)
     port.start()
@@ -445,6 +447,6 @@ def test_other_urls_are_refused(url: str) -> None:
 
 def test_a_missing_ca_file_is_a_configuration_error() -> None:
     """TLS without its authority file fails at start, and says which file."""
-    handlers = Handlers(lambda request: None, lambda *_: None, lambda up: None)
+    handlers = Handlers(lambda request: None, lambda *_: None, lambda up: None, lambda: None)
     with pytest.raises(ConfigError, match="no-such-file"):
         MqttPort(Endpoint("x", 8883, tls=True, ca_file="/no-such-file"), TOPICS, handlers, OFFLINE)

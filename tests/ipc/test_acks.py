@@ -92,14 +92,37 @@ def test_stray_acknowledgements_are_not_kept() -> None:
 
 
 def test_deliveries_are_bounded_and_unsent_ones_are_lost_with_the_connection() -> None:
-    """QoS 0 ends with its connection; QoS 1 waits for the next, and counts against the limit."""
+    """QoS 0 ends with its connection; QoS 1 waits for the next, and alone counts against the limit."""
     deliveries = Deliveries(limit=2)
-    deliveries.expect(1, 0, None)
-    deliveries.expect(2, 1, None)
+    for mid, qos in ((1, 0), (2, 1)):
+        deliveries.expect(mid, qos, None)
+    assert not deliveries.full
+    deliveries.expect(3, 1, None)
     assert deliveries.full
     deliveries.lose_unsent()
-    assert len(deliveries) == 1
+    assert len(deliveries) == 2
+    deliveries.acknowledged(2)
     assert not deliveries.full
+    deliveries.take(3)
+    assert not deliveries
+
+
+def test_acknowledgements_are_held_while_we_have_much_to_send() -> None:
+    """Nothing goes out until it is released; then all that is due, in order."""
+    sent: list[int] = []
+    long = [True]
+    line = AckLine(sent.append, lambda: long[0])
+    line.open()
+    for mid in range(3):
+        line.take(mid)()
+    waiting = line.take(3)
+    line.release()
+    assert sent == []
+    long[0] = False
+    line.release()
+    assert sent == [0, 1, 2]
+    waiting()
+    assert sent == [0, 1, 2, 3]
 
 
 @given(st.randoms(use_true_random=False))
