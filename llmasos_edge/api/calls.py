@@ -14,11 +14,12 @@ import msgspec
 from llmasos_edge.api import views
 from llmasos_edge.api.door import Door
 from llmasos_edge.api.sessions import Sessions
-from llmasos_edge.errors import BadRequest, Cancelled, EngineFailed, LLMasOSError, NotPermitted, UnknownTask
+from llmasos_edge.api.standing import Standing
+from llmasos_edge.errors import BadRequest, Cancelled, EngineFailed, LLMasOSError, NotPermitted, Panic, UnknownTask
 from llmasos_edge.ipc.messages import ModelRequest, Request
 from llmasos_edge.kernel.dispatcher import COMPACT_STEP, Kernel
 from llmasos_edge.kernel.syscalls import Syscalls
-from llmasos_edge.kernel.task import Task
+from llmasos_edge.kernel.task import State, Task
 from llmasos_edge.kernel.trace import TraceEvent
 from llmasos_edge.kernel.units import ClientId, Milliseconds, ModelId, Priority, SessionId, TaskId
 from llmasos_edge.services.journal import SessionRow
@@ -71,6 +72,7 @@ class Calls:
     boot: int
     kernel: Kernel
     syscalls: Syscalls
+    standing: Standing
     door: Door
     models: Models
     apps: Apps
@@ -153,6 +155,17 @@ def _status(context: Context, _: Nothing) -> None:
     context.done(context.calls.about.status())
 
 
+def _check(context: Context, _: Nothing) -> None:
+    """Whether the node's books balance: every task in its place, every byte charged once."""
+    try:
+        context.calls.syscalls.check_invariants()
+        context.calls.door.check_invariants()
+    except Panic as panic:
+        context.done({"sound": False, "why": str(panic)})
+    else:
+        context.done({"sound": True, "why": None})
+
+
 def _ps(context: Context, args: Ps) -> None:
     now = context.calls.clock_ms()
     tasks = [task for task in context.calls.kernel.table if args.all or task.live]
@@ -162,7 +175,8 @@ def _ps(context: Context, args: Ps) -> None:
 def _show(context: Context, args: OfTask) -> None:
     calls = context.calls
     task = calls.task(args.task)
-    position, eta = (calls.syscalls.position(task), calls.syscalls.eta(task)) if task.live else (0, 0)
+    stands = task.live and task.state is not State.SUSPENDED
+    position, eta = (calls.syscalls.position(task), calls.syscalls.eta(task)) if stands else (None, None)
     context.done(views.task_detail(task, calls.clock_ms(), position, eta))
 
 
@@ -344,6 +358,7 @@ def _reload(context: Context, _: Nothing) -> None:
 Handler = Callable[[Context, Any], None]
 CALLS: Final[Mapping[str, tuple[Any, Handler]]] = {
     "status": (Nothing, _status),
+    "check": (Nothing, _check),
     "ps": (Ps, _ps),
     "show": (OfTask, _show),
     "kill": (OfTask, _kill),

@@ -50,6 +50,9 @@ class CallWaiter:
         if not self._detach:
             self._call.event({"delta": text, "attempt": attempt})
 
+    def stands(self, position: int, eta_ms: int) -> None:
+        self._call.event({"waits": {"position": position, "eta_ms": eta_ms}})
+
     def reply(self, reply: Reply, encoded: bytes) -> None:
         shape = msgspec.json.decode(encoded)
         if shape.get("status") == "ok":
@@ -131,6 +134,7 @@ class ControlCalls:
         )
         task = self._door.arrive(arrival)
         if task is not None and not args.detach:
+            self._calls.standing.follow(task, waiter.stands, self._calls.clock_ms())
             call.on_cancel = lambda: self._post(partial(self._calls.hung_up, task))
 
     def _wait(self, call: Call, task: str) -> None:
@@ -139,6 +143,7 @@ class ControlCalls:
             text = "".join(self._calls.task(task).text)
             if text:
                 waiter.delta(text, self._calls.task(task).attempt)
+            self._calls.standing.follow(TaskId(task), waiter.stands, self._calls.clock_ms())
             call.on_cancel = lambda: self._post(lambda: self._door.detach(TaskId(task), waiter))
             return
         self._door.ended_reply(task, partial(_answered, call, waiter, task))

@@ -305,6 +305,15 @@ class Door:
         if self._trace is not None:
             self._trace.record(self._clocks.monotonic_ms(), kind, details=details)
 
+    def check_invariants(self) -> None:
+        """Raises Panic: whoever waits here waits for a task that will end."""
+        for task_id, ticket in self._tickets.items():
+            task = self.syscalls.find(task_id)
+            if task is None or not task.live:
+                raise Panic(f"Door.check_invariants: {task_id} has ended, and {len(ticket.waiters)} wait for it")
+        if len(self._by_name) != len(self._tickets):
+            raise Panic(f"Door.check_invariants: {len(self._tickets)} tickets, {len(self._by_name)} names")
+
     def _close(self, ticket: Ticket) -> None:
         self._tickets.pop(ticket.task, None)
         self._by_name.pop((ticket.caller.client, ticket.id), None)

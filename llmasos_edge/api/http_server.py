@@ -1,7 +1,6 @@
 """Calls that come over HTTP, in OpenAI's words: health, models, chat completions."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -25,12 +24,9 @@ from llmasos_edge.ipc.openai import (
     position_comment,
     status_of,
 )
-from llmasos_edge.kernel.task import State
-from llmasos_edge.kernel.units import Milliseconds, TaskId
 from llmasos_edge.services.keys import Keys
 from llmasos_edge.services.security import Caller, Security
 
-COMMENT_EVERY_MS: Final = 2_000
 JSON: Final = ("content-type", "application/json")
 EVENTS: Final = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 LATER: Final = ("/metrics", "/v1/completions", "/v1/embeddings")
@@ -77,7 +73,7 @@ class StreamedAnswer:
             news, self._sent = self._said[len(self._sent) :], self._said
             self._send(self._chunks.text(news))
 
-    def waits(self, position: int, eta_ms: int) -> None:
+    def stands(self, position: int, eta_ms: int) -> None:
         self._send(position_comment(position, eta_ms))
 
     def reply(self, reply: Reply, _: bytes) -> None:
@@ -118,7 +114,6 @@ class HttpCalls:
         self.keys = keys
         self._door, self._calls, self._security, self._post = door, calls, security, post
         self._named = 0
-        self._streams: deque[tuple[Milliseconds, TaskId, StreamedAnswer]] = deque()
         self._started = int(time.time())
         self._routes: Mapping[str, tuple[str, Callable[[Exchange, Caller], None]]] = {
             "/v1/models": ("GET", self._models),
@@ -138,20 +133,6 @@ class HttpCalls:
             self._ask("status", exchange, partial(_health, exchange))
         else:
             self._let_in(exchange, call)
-
-    def next_tick(self) -> Milliseconds | None:
-        return self._streams[0][0] if self._streams else None
-
-    def tick(self, now: Milliseconds) -> None:
-        """Tell streams whose tasks wait where they stand. On the kernel's thread."""
-        while self._streams and self._streams[0][0] <= now:
-            _, task_id, stream = self._streams.popleft()
-            task = self._calls.syscalls.find(task_id)
-            if task is None or not task.live:
-                continue
-            if task.state is not State.RUNNING:
-                stream.waits(self._calls.syscalls.position(task), self._calls.syscalls.eta(task))
-            self._streams.append((Milliseconds(now + COMMENT_EVERY_MS), task_id, stream))
 
     def _let_in(self, exchange: Exchange, call: Callable[[Exchange, Caller], None]) -> None:
         if self.keys is None:
@@ -195,7 +176,7 @@ class HttpCalls:
         if task is not None:
             exchange.on_hang_up = lambda: self._post(partial(self._calls.hung_up, task))
             if stream is not None:
-                self._streams.append((Milliseconds(self._calls.clock_ms() + COMMENT_EVERY_MS), task, stream))
+                self._calls.standing.follow(task, stream.stands, self._calls.clock_ms())
 
 
 def refusal(error: LLMasOSError, status: int | None = None) -> Answer:

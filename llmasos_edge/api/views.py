@@ -34,8 +34,8 @@ def task_row(task: Task, now: Milliseconds) -> Json:
     }
 
 
-def task_detail(task: Task, now: Milliseconds, position: int, eta_ms: int) -> Json:
-    """`show`: the row, and what else there is to tell."""
+def task_detail(task: Task, now: Milliseconds, position: int | None, eta_ms: int | None) -> Json:
+    """`show`: the row, and what else there is to tell. A suspended task stands nowhere in line."""
     row = task_row(task, now)
     outcome = task.outcome
     if outcome is None:

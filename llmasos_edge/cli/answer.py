@@ -14,12 +14,15 @@ class Answer:
         self._terminal = sys.stdout.isatty()
         self._attempt: int | None = None
         self._shown = ""
+        self._ahead = 0
 
     def follow(self, stream: Stream) -> Any:
         """Print a `submit` or `wait` call to its end; returns the reply."""
         for event in stream:
             if "accepted" in event:
                 self._accepted(event["accepted"])
+            elif "waits" in event:
+                self._waits(event["waits"])
             elif "delta" in event:
                 self._delta(event["delta"], event.get("attempt"))
         self._finish(stream.result)
@@ -29,6 +32,13 @@ class Answer:
         ahead = place.get("position") or 0
         if ahead and sys.stderr.isatty():
             note(f"{place['task']} waits behind {ahead} other{'s' if ahead > 1 else ''}")
+        self._ahead = ahead
+
+    def _waits(self, place: dict[str, Any]) -> None:
+        """Only what has changed: it comes every second."""
+        if place["position"] != self._ahead and sys.stderr.isatty():
+            self._ahead = place["position"]
+            note(f"{self._ahead} before it, about {place['eta_ms'] / 1000:.0f} s until the answer")
 
     def _delta(self, text: str, attempt: int | None) -> None:
         if self._attempt is not None and attempt != self._attempt and self._shown:

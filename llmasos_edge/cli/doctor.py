@@ -56,6 +56,7 @@ def _findings(state: Path | None) -> Iterator[Finding]:
             yield mosquitto(needed=status["broker"]["managed"])
             yield host.memory(max(0, mem["budget"] - (mem.get("measured") or 0)))
             yield _pressure(status["pressure"])
+            yield _books(client.call("check"))
             yield host.memlock(client.node_pid, sum(model.get("size") or 0 for model in models if model.get("pinned")))
         yield from _models(status)
     except LLMasOSError as error:
@@ -112,6 +113,13 @@ def _node(status: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "broker", "FAIL", what, "check that it runs, and `mqtt` in the node file; `llmasos dmesg` says why"
         )
+
+
+def _books(found: dict[str, Any]) -> Finding:
+    if found["sound"]:
+        return Finding("books", "ok", "every task is in its place, every byte is charged once")
+    mend = "restart the node, which keeps what it has accepted, and report this with the output of `llmasos dmesg`"
+    return Finding("books", "FAIL", found["why"], mend)
 
 
 def _pressure(pressure: dict[str, Any]) -> Finding:

@@ -18,6 +18,7 @@ from llmasos_edge.api.control_server import ControlCalls
 from llmasos_edge.api.door import Clocks, Door
 from llmasos_edge.api.requests import Accepting
 from llmasos_edge.api.sessions import Sessions
+from llmasos_edge.api.standing import Standing
 from llmasos_edge.api.views import model_state, pressure
 from llmasos_edge.config.load import load_node
 from llmasos_edge.config.node import NodeConfig, effective
@@ -161,6 +162,7 @@ class Node:
             boot=self.boot,
             kernel=self.kernel,
             syscalls=self.syscalls,
+            standing=Standing(self.syscalls),
             door=self.door,
             models=self.models,
             apps=self.apps,
@@ -216,8 +218,9 @@ class Node:
             self.loop.post(lambda: self.dispatcher.relief.felt(spaces, monotonic_ms()))
 
     def _start_loop(self) -> None:
-        apps, web = (self.apps.next_tick, self.apps.tick), (self.web.next_tick, self.web.tick)
-        self.loop.start(self.dispatcher, [apps, web, (self._next_beat, self._beat)])
+        standing = self.calls.standing
+        timers = [(self.apps.next_tick, self.apps.tick), (standing.next_tick, standing.tick)]
+        self.loop.start(self.dispatcher, [*timers, (self._next_beat, self._beat)])
 
     def _start_models(self) -> None:
         """Fetch what is missing; then take up the journal's work, and let callers in."""

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from llmasos_edge.config.node import HttpConfig
     from llmasos_edge.daemon.node import Node
     from llmasos_edge.ipc.http import HttpServer
-    from llmasos_edge.kernel.units import Milliseconds
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +61,6 @@ class Web:
             return None
         keys = None if calls.keys is None else len(calls.keys)
         return {"url": self._url(config, server), "port": server.port, "keys": keys}
-
-    def next_tick(self) -> Milliseconds | None:
-        return self._calls.next_tick() if self._calls is not None else None
-
-    def tick(self, now: Milliseconds) -> None:
-        if self._calls is not None:
-            self._calls.tick(now)
 
     def _url(self, config: HttpConfig, server: HttpServer) -> str:
         host = f"[{config.host}]" if ":" in config.host else config.host

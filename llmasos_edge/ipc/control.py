@@ -324,7 +324,7 @@ def _listen(path: Path) -> socket.socket:
         _remove_stale(path)
         listener.bind(str(path))
         path.chmod(0o660)  # nobody can connect before listen(), so there is no moment with other rights
-        listener.listen(128)
+        listener.listen(CONNECTION_LIMIT)
     except OSError as error:
         listener.close()
         raise ConfigError(f"control socket {path}: {error}; choose another folder with --runtime") from error

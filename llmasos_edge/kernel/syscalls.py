@@ -113,6 +113,10 @@ class Syscalls:
         takes = processor.takes(first, None if first.state is State.RUNNING else self.position(first))
         return int(takes + sum(self._dispatcher.processor(each.model).takes(each, 0) for each in later))
 
+    def check_invariants(self) -> None:
+        """Raises Panic. Its time grows with the number of tasks."""
+        self._dispatcher.check_invariants()
+
     def _bound(self, submission: Submission, processor: Processor) -> None:
         """Raises QueueFull. What a place takes to come free is measured."""
         targets, client = self._dispatcher.kernel.targets, submission.client

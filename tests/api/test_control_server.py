@@ -9,10 +9,11 @@ import pytest
 
 from llmasos_edge.api.calls import Calls
 from llmasos_edge.api.control_server import ControlCalls
+from llmasos_edge.api.standing import TELL_EVERY_MS, Standing
 from llmasos_edge.errors import BadRequest
 from llmasos_edge.ipc.control import Call, Peer
 from llmasos_edge.kernel import hal
-from llmasos_edge.kernel.units import ModelId
+from llmasos_edge.kernel.units import Milliseconds, ModelId, TaskId
 from llmasos_edge.services.security import Security
 from tests.api.conftest import MODEL, Desk, ScriptedEngine
 
@@ -22,11 +23,13 @@ class Line:
 
     def __init__(self, desk: Desk) -> None:
         absent: Any = None
+        self.standing = Standing(desk.syscalls)
         calls = Calls(
             node="desk",
             boot=desk.journal.boot(),
             kernel=desk.kernel,
             syscalls=desk.syscalls,
+            standing=self.standing,
             door=desk.door,
             models=absent,
             apps=absent,
@@ -181,3 +184,50 @@ def test_a_load_that_fails_or_is_given_up_says_why(desk: Desk, line: Line, monke
     assert line.call("model.drop", model=MODEL)[1] == [{"result": {"id": MODEL, "state": "unloaded"}}]
     assert lines[-1]["error"] == {"code": "cancelled", "message": f"{MODEL} was dropped while it was loaded"}
     assert desk.syscalls.state(MODEL) == "unloaded"
+
+
+def test_who_waits_hears_where_it_stands(desk: Desk, line: Line) -> None:
+    """Every two seconds until it runs: who submitted it, and who waits for it; not while it is suspended."""
+    _, first = line.submit()
+    call, lines = line.submit(body={"prompt": "x", "session": "s"})
+    _, later = line.submit(body={"prompt": "x", "session": "s"})
+    line.call("kill", task="1-1")
+    assert "error" in first[-1]
+    standing = line.standing
+
+    def pass_on() -> None:
+        desk.now = Milliseconds(desk.now + TELL_EVERY_MS)
+        assert standing.next_tick() == desk.now
+        standing.tick(desk.now)
+
+    pass_on()
+    assert [each["event"] for each in lines if "waits" in each["event"]] == []
+    (place,) = [each["event"]["waits"] for each in later if "waits" in each["event"]]
+    assert place["position"] == 1
+    assert place["eta_ms"] > 0
+    _, waiter = line.call("wait", task="1-3")
+    line.call("suspend", task="1-3")
+    shown = line.call("show", task="1-3")[1][0]["result"]
+    assert (shown["state"], shown["position"], shown["eta_ms"]) == ("SUSPENDED", None, None)
+    pass_on()
+    assert waiter == []
+    line.call("resume", task="1-3")
+    pass_on()
+    assert waiter[0]["event"]["waits"]["position"] == 1
+    call.cancel()
+    line.call("kill", task="1-3")
+    desk.settle()
+    pass_on()
+    assert standing.next_tick() is None
+
+
+def test_check_says_whether_the_books_balance(desk: Desk, line: Line) -> None:
+    """A task that runs without a sequence is told."""
+    line.submit()
+    assert line.call("check")[1] == [{"result": {"sound": True, "why": None}}]
+    task = desk.kernel.table.get(TaskId("1-1"))
+    sequence, task.sequence = task.sequence, None
+    ((found,),) = (line.call("check")[1],)
+    assert not found["result"]["sound"]
+    assert "1-1" in found["result"]["why"]
+    task.sequence = sequence

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from llmasos_edge.api.calls import Calls
-from llmasos_edge.api.http_server import COMMENT_EVERY_MS, HttpCalls, refusal
+from llmasos_edge.api.http_server import HttpCalls, refusal
+from llmasos_edge.api.standing import TELL_EVERY_MS, Standing
 from llmasos_edge.errors import BadRequest, LLMasOSError, NoMemory, QueueFull
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.units import ClientId, Milliseconds, ModelId, Priority
@@ -71,11 +72,13 @@ class Site:
 
     def __init__(self, desk: Desk, keys: Keys | None = None, clients: tuple[Caller, ...] = ()) -> None:
         absent: Any = None
+        self.standing = Standing(desk.syscalls)
         calls = Calls(
             node="desk",
             boot=1,
             kernel=desk.kernel,
             syscalls=desk.syscalls,
+            standing=self.standing,
             door=desk.door,
             models=absent,
             apps=absent,
@@ -242,24 +245,24 @@ def test_who_hangs_up_cancels_the_task(desk: Desk, site: Site) -> None:
 def test_who_waits_is_told_where(desk: Desk, site: Site) -> None:
     """Every 2 s, as a comment; those that run are not, and after the end nobody is."""
     streams = [site.chat(stream=True) for _ in range(6)]
-    assert site.calls.next_tick() == desk.now + COMMENT_EVERY_MS
-    site.calls.tick(desk.now)
+    assert site.standing.next_tick() == desk.now + TELL_EVERY_MS
+    site.standing.tick(desk.now)
     assert not any(asked.data for asked in streams)
-    desk.now = Milliseconds(desk.now + COMMENT_EVERY_MS)
-    site.calls.tick(desk.now)
+    desk.now = Milliseconds(desk.now + TELL_EVERY_MS)
+    site.standing.tick(desk.now)
     assert not any(asked.data for asked in streams[:4])
     assert streams[4].data.startswith(b": position 0, eta_ms ")
     assert streams[5].data.startswith(b": position 1, eta_ms ")
     assert streams[5].data.endswith(b"\n\n")
-    assert site.calls.next_tick() == desk.now + COMMENT_EVERY_MS
+    assert site.standing.next_tick() == desk.now + TELL_EVERY_MS
     streams[5].on_hang_up()
     desk.settle()
     desk.answer("Hi")
     desk.answer("Hi")
     assert all(asked.ended for asked in streams)
-    desk.now = Milliseconds(desk.now + COMMENT_EVERY_MS)
-    site.calls.tick(desk.now)
-    assert site.calls.next_tick() is None
+    desk.now = Milliseconds(desk.now + TELL_EVERY_MS)
+    site.standing.tick(desk.now)
+    assert site.standing.next_tick() is None
 
 
 def test_health_and_models(site: Site) -> None:

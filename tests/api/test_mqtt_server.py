@@ -9,6 +9,7 @@ import pytest
 from llmasos_edge.api import mqtt_server
 from llmasos_edge.api.calls import Calls
 from llmasos_edge.api.mqtt_server import MqttServer
+from llmasos_edge.api.standing import Standing
 from llmasos_edge.ipc.mqtt import Incoming
 from llmasos_edge.ipc.topics import Topics
 from llmasos_edge.kernel.units import ClientId, Priority
@@ -71,6 +72,7 @@ def server(desk: Desk, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> MqttServe
         boot=desk.journal.boot(),
         kernel=desk.kernel,
         syscalls=desk.syscalls,
+        standing=Standing(desk.syscalls),
         door=desk.door,
         models=absent,
         apps=absent,

@@ -124,6 +124,7 @@ APP = {
 }
 RESULTS: dict[str, Any] = {
     "status": STATUS,
+    "check": {"sound": True, "why": None},
     "ps": [TASK, EVIL_TASK],
     "show": TASK | {"text": "Hello\nworld"},
     "models": [MODEL],

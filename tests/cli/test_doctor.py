@@ -235,3 +235,13 @@ def test_another_board(llmasos: Invoke, node: ScriptedNode, tmp_path: Path) -> N
     failed = checks(llmasos("doctor", "--json", "--state", str(tmp_path)).stdout)["board"]
     assert failed["state"] == "FAIL"
     assert 'did you mean "raspberry-pi-4"' in failed["what"]
+
+
+def test_books_that_do_not_balance(llmasos: Invoke, node: ScriptedNode) -> None:
+    """A broken invariant of the kernel fails, with what it is and the restart that mends it."""
+    found = {"sound": False, "why": "Arena.check_invariants: holes overlap"}
+    node.results["check"] = found
+    result = llmasos("doctor", "--json")
+    (books,) = [each for each in json.loads(result.stdout) if each["check"] == "books"]
+    assert (result.exit_code, books["state"], books["what"]) == (1, "FAIL", found["why"])
+    assert "restart" in books["mend"]

@@ -46,9 +46,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cut_model(tmp_path_factory.mktemp("models") / "tiny.gguf")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def model(tiny: Path) -> Iterator[LlamaModel]:
-    """The cut, loaded once."""
+    """The cut; not for the whole session, which would keep it mapped."""
     model = LlamaModel(tiny)
     yield model
     model.close()
