@@ -142,6 +142,7 @@ def test_only_what_is_on_disk_is_promised(desk: Desk, server: MqttServer, wire: 
             RES.replace("phone", "operator/invalid"),
             "not_permitted",
         ),
+        (b'{"id": "a", "prompt": "x"}', {"client": "http"}, RES.replace("phone", "http/invalid"), "not_permitted"),
     ],
 )
 def test_what_is_wrong_is_answered_where_its_caller_looks(

@@ -31,6 +31,7 @@ metadata: {{name: kitchen, site: home}}
 spec:
   memory: {{budget: 1GiB, arena: 32MiB}}
   mqtt: {mqtt}
+  http: {http}
   models:
     - {{name: {model}, context: 512, sequences: 8, kv_pool: 2048, pin: {pin}}}
   apps: [{apps}]
@@ -78,13 +79,14 @@ class RealNode:
         *,
         apps: str = "",
         model: str = MODEL,
+        http: str = '{listen: "127.0.0.1:0"}',
         pin: bool = True,
     ) -> None:
         self.folder = folder
         self.state, self.runtime = folder / "state", folder / "run"
         self.config, self.log = folder / "node.yaml", folder / "node.log"
         (folder / "apps").mkdir(parents=True, exist_ok=True)
-        self.config.write_text(NODE_FILE.format(mqtt=mqtt, apps=apps, model=model, pin=str(pin).lower()))
+        self.config.write_text(NODE_FILE.format(mqtt=mqtt, http=http, apps=apps, model=model, pin=str(pin).lower()))
         self.process: subprocess.Popen[bytes] | None = None
 
     def spawn(self, **environment: str) -> subprocess.Popen[bytes]:
@@ -134,6 +136,11 @@ class RealNode:
     @property
     def port(self) -> int:
         return int(self.status()["broker"]["port"])
+
+    @property
+    def url(self) -> str:
+        """Where it serves HTTP."""
+        return str(self.status()["http"]["url"])
 
     @property
     def pid(self) -> int:
