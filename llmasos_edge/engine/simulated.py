@@ -1,7 +1,7 @@
 """The simulated engine: a worker that obeys as a real one does, without a model, a thread or a wall clock."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -30,7 +30,7 @@ class SimulatedProgram:
 
     `preparing` and `running` are faults that it inflicts on its worker; the latter in the first step after
     `fault_at` tokens were generated. `refusal` is the wire form of an error. What its session has saved agrees with its
-    first `agrees` tokens (None: with all that are there).
+    first `agrees` tokens (None: with all that are there); its worker has the first `cached` of its prompt from others.
     """
 
     prompt: int
@@ -40,18 +40,39 @@ class SimulatedProgram:
     fault_at: int = 0
     refusal: dict[str, object] | None = None
     agrees: int | None = None
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedModel:
-    """A step costs `step_ms`, and `prefill_ms` more for each prompt token in it."""
+    """What a step costs: `step_ms`, and more for each token that it generates, for each prompt token, and for each cell
+    that a generated or a prompt token attends to.
+    """
 
     limits: hal.Limits
     weights: Bytes = Bytes(64 << 20)
     step_ms: float = 10.0
+    generate_ms: float = 0.0
     prefill_ms: float = 1.0
+    generate_cell_us: float = 0.0
+    prefill_cell_us: float = 0.0
     prepare_ms: float = 1.0
     load_ms: float = 100.0
+
+    def costs(self, batch: Iterable[tuple[int, int, bool]]) -> float:
+        """Milliseconds of a step: for each task the tokens it has computed, those it computes, and whether that
+        generates one.
+        """
+        took, cells_us = self.step_ms, 0.0
+        for computed, count, generates in batch:
+            if generates:
+                took += self.generate_ms
+            if count == 1 and generates:
+                cells_us += self.generate_cell_us * computed
+            else:
+                took += self.prefill_ms * count
+                cells_us += self.prefill_cell_us * count * (computed + count / 2)
+        return took + cells_us / 1000
 
 
 def answer_text(tokens: int) -> str:
@@ -280,7 +301,7 @@ class SimulatedEngine:
             work.computed = min(kept, work.tokens - 1)
             self._send(hal.Restored(task, Tokens(kept), tuple(piece.segment for piece in corrupt)))
         if work.generated == 0:
-            work.cached = work.computed
+            work.computed = work.cached = max(work.computed, min(work.program.cached, work.tokens - 1))
 
     def _switch_out(self, task: TaskId, save: hal.Save | None) -> None:
         work = self._works[task]
@@ -332,9 +353,9 @@ class SimulatedEngine:
         faults = [fault for work, _ in batch if (fault := work.fault())]
         if Fault.HANG in faults:
             return
-        prefill = sum(count for work, count in batch if count > 1 or count < work.pending)
         finish = self._crash if faults else partial(self._complete, self._step)
-        self._timeline.plan(self._model.step_ms + prefill * self._model.prefill_ms, finish)
+        costs = self._model.costs((work.computed, count, count == work.pending) for work, count in batch)
+        self._timeline.plan(costs, finish)
 
     def _crash(self) -> None:
         self.die("killed by SIGSEGV")

@@ -100,7 +100,7 @@ class SimulatedMachine:
         fault, load_ms = self.loading_faults.get(model), self._models[model].load_ms
         if fault is None:
             found = self._models[model]
-            details: dict[str, object] = {"step_ms": found.step_ms, "prefill_ms": found.prefill_ms}
+            details: dict[str, object] = {"step_ms": found.costs([(0, 1, True)]), "prefill_ms": found.prefill_ms}
             self._timeline.plan(load_ms / 2, partial(self._tell, engine, hal.Loading(model, 0.5)))
             self._timeline.plan(load_ms, partial(self._tell, engine, hal.Loaded(model, details)))
         elif fault is Fault.DIE:
@@ -219,9 +219,10 @@ class Simulation:
         targets: Targets = TARGETS,
         latency_ms: float = 0.0,
         replacement: str = "cost",
+        userland: hal.Userland | None = None,
         **sizes: Bytes,
     ) -> None:
-        """`sizes` are those of Sizes."""
+        """`sizes` are those of Sizes. Without a userland there is a transcript."""
         size = Sizes(**sizes)
         self.models: Final = tuple(models)
         self.timeline: Final = Timeline()
@@ -230,6 +231,7 @@ class Simulation:
         if not self.ledger.charge(Region("arena", "arena", size.arena)):
             raise Panic(f"Simulation: an arena of {size.arena} bytes in a budget of {size.budget}")
         self.prefilled = 0  # prompt tokens that all workers have computed, again and again where state was lost
+        self.parked = self.restored = 0  # times that state was saved into the arena, and came back from there
         self.trace: Final = Trace()
         self.transcript: Final = Transcript()
         self.arena: Final = Arena(size.arena, "best-fit")
@@ -239,7 +241,8 @@ class Simulation:
         self.swapper: Final = Swapper(stores, self.trace)
         loader = Loader(self.machine, self.ledger, self.trace, REPLACEMENTS[replacement])
         table = TaskTable(boot=1)
-        parts = (table, POLICIES[policy](), self.swapper, loader, self.trace, targets, self.transcript)
+        who = userland or self.transcript
+        parts = (table, POLICIES[policy](), self.swapper, loader, self.trace, targets, who)
         self.dispatcher: Final = Dispatcher(Kernel(*parts))
         self.syscalls: Final = Syscalls(self.dispatcher)
 
@@ -316,5 +319,7 @@ class Simulation:
             self.prefilled += event.prefilled
             self.dispatcher.report(model, event, self.now)
         else:
+            self.parked += isinstance(event, hal.Saved) and event.size > 0
+            self.restored += isinstance(event, hal.Restored) and event.kept > 0
             self.dispatcher.handle(event, self.now)
         self.dispatcher.dispatch(self.now)

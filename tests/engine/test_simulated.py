@@ -1,6 +1,6 @@
 """Tests of the simulated engine: it obeys as a worker does, and its faults are what tests ask for."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -369,3 +369,22 @@ def test_time_passes_even_if_nothing_happens() -> None:
     simulation.run(250)
     assert simulation.now == 250
     assert not simulation.step()
+
+
+def test_a_step_costs_what_it_generates_reads_and_attends_to() -> None:
+    """A step by itself, each generated and each prompt token, and the cells that each of them looks at."""
+    model = replace(MODEL, step_ms=5, generate_ms=1, prefill_ms=0.5, generate_cell_us=2, prefill_cell_us=1)
+    assert model.costs([]) == 5
+    assert model.costs([(100, 1, True), (50, 1, True)]) == pytest.approx(5 + 2 + 0.3)
+    assert model.costs([(0, 20, False)]) == pytest.approx(5 + 10 + 0.2)
+    assert model.costs([(100, 20, True)]) == pytest.approx(5 + 1 + 10 + 2.2)
+
+
+def test_what_its_worker_has_of_a_prompt_is_not_computed() -> None:
+    """The first step reads the rest of it, and the count is told."""
+    bench = Bench()
+    bench.seated(SimulatedProgram(prompt=20, answer=0, cached=15))
+    bench.grant((T, 20, 100))
+    (_, report), *_ = reports(bench.run())
+    assert report.prefilled == 5
+    assert report.progress[0].cached == 15
