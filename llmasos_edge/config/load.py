@@ -136,6 +136,7 @@ def _scheduler(spec: Section) -> SchedulerConfig:
             max_waiting=scheduler.take("max_waiting", _WAITING, default.max_waiting),
             max_waiting_per_client=scheduler.take("max_waiting_per_client", _WAITING, default.max_waiting_per_client),
             model_wait_ms=scheduler.take("model_wait_ms", _MODEL_WAIT_MS, default.model_wait_ms),
+            record=_take_path(scheduler, "record"),
         )
 
 

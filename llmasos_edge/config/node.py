@@ -34,12 +34,15 @@ class MemoryConfig:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
+    """`record`: the file that the node's workload is recorded into, for `llmasos-simulate`."""
+
     policy: str = "priority"
     quantum_ms: int = 200
     decode_target_ms: int = 150
     max_waiting: int = 1024
     max_waiting_per_client: int = 256
     model_wait_ms: int = 5_000
+    record: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from llmasos_edge.daemon.link import Link
 from llmasos_edge.daemon.machine import DAEMON_BYTES, Hardware
 from llmasos_edge.daemon.meter import Meter
 from llmasos_edge.daemon.models import Errands, NodeModels
+from llmasos_edge.daemon.recording import Recording
 from llmasos_edge.daemon.saved_state import SavedState
 from llmasos_edge.daemon.state_lock import StateLock
 from llmasos_edge.engine.protocol import Answer, Command
@@ -112,11 +113,10 @@ class Node:
     def _build(self, store: ModelStore) -> None:
         """The kernel, its machine, and the door."""
         config = self.config
-        budget = settings.budget(config)
-        ledger = Ledger(budget)
+        ledger = Ledger(settings.budget(config))
         fixed = (Region("daemon", "daemon", Bytes(DAEMON_BYTES)), Region("arena", "arena", config.memory.arena))
         if not ledger.charge(*fixed):
-            raise ConfigError(f"memory.budget: {budget >> 20} MiB is less than the daemon and the arena take: raise it")
+            raise ConfigError(f"memory.budget: {ledger.budget >> 20} MiB is less than daemon and arena take: raise it")
         self._saved = SavedState(
             config, self.trace, lambda event: self.loop.post(lambda: self.dispatcher.swapped(event))
         )
@@ -143,6 +143,7 @@ class Node:
             targets=settings.targets(config.scheduler),
             userland=self.door,
         )
+        self._recording = Recording(config, self.kernel)
         self._meter = Meter(self.hardware, self.kernel.loader, self._errands, self.loop.post, self._handle)
         self._watch = Watch()
         self.dispatcher = Dispatcher(self.kernel)
@@ -184,6 +185,7 @@ class Node:
         for up, down in (
             (self.journal.start, self.journal.stop),
             (self._saved.start, self._saved.stop),
+            (self._recording.start, self._recording.stop),
             (self._start_loop, self.loop.stop),
             (server.start, server.stop),
             (self.link.start_broker, self.link.stop_broker),
@@ -275,8 +277,8 @@ class Node:
             for model in self.config.models
         )
         if loaded and not self.ready:
-            self.ready = True
             log.info("ready")
+            self.ready = True
             self._manager.ready()
             self.trace.record(monotonic_ms(), "node.ready")
             self.link.announce()
@@ -309,6 +311,7 @@ class Node:
 
     def _deliver(self, model: ModelId, message: Answer | Command) -> None:
         """From a worker's reader thread."""
+        self._recording.hear(model, message)
         self.loop.post(partial(self._handle, model, message))
 
     def _handle(self, model: ModelId, message: Answer | Command) -> None:

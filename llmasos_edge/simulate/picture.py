@@ -24,7 +24,7 @@ PLOT: Final = WIDTH - LEFT - RIGHT
 TOP: Final = 78
 MARKS: Final = 18  # height of the row of arrivals
 WAITING: Final = 64  # height of the curve of those who wait
-GAP: Final = 92  # between panels: the axis, and the next title
+GAP: Final = 70  # between panels: the axis, and the next title
 DRAWN_ONE_BY_ONE: Final = 4000  # more seats are drawn as what each column of pixels saw most of
 LABELLED: Final = 200  # seats: then each bar has its task's number
 TICKS: Final = 13  # at most
@@ -156,7 +156,7 @@ class _Panel:
         if sequence == 0:
             yield _text(LEFT - 28, y + 11, "e", model)
         if self._height > 10 or sequence % 8 == 0:
-            yield _text(LEFT - 8, y + min(self._height, 12), "e d", str(sequence))
+            yield _text(LEFT - 8, y + min(self._height // 2 + 4, 11), "e d", str(sequence))
         height = self._height - (2 if self._height > 10 else 1)
         labelled = len(self._replayed.seats) <= LABELLED
         for bar in bars:
@@ -168,7 +168,7 @@ class _Panel:
             else:
                 yield box
             if labelled and width > 20:
-                yield _text(LEFT + (bar.left + bar.right) / 2, y + height - 4, "w", str(bar.number))
+                yield _text(LEFT + (bar.left + bar.right) / 2, y + height // 2 + 4, "w", str(bar.number))
 
     def _waiting(self) -> Iterator[str]:
         """Stacked, the most urgent class at the bottom."""
