@@ -11,9 +11,7 @@ from llmasos_edge.kernel.units import TaskId
 
 TERMS: Final = 5  # steps, generated tokens, prompt tokens, cells that each of the two kinds attended to
 CELLS: Final = 1000.0  # cells are counted in thousands, so that all terms are of like size
-TRUST: Final = (
-    0.01  # weight of the kernel's own rates, as a share of what was measured: they decide what nothing else tells
-)
+TRUST: Final = 1e-6  # of what was measured: so much the kernel's rates weigh, which decide what nothing else tells
 Row = list[float]
 
 
@@ -55,8 +53,10 @@ class StepCosts:
         read_cells = written_cells = 0.0
         for it in report.progress:
             computed, generated = self._seen.get(it.task, (it.cached, 0))
-            written = it.generated - generated
-            read = max(0, it.computed - computed - written)
+            made = max(0, it.computed - computed)
+            # one that answers makes a token a step, unless its state was lost; the first one comes with the prompt
+            written = made if generated and made <= report.steps else max(0, it.generated - generated - 1)
+            read = max(0, made - written)
             written_cells += written * (it.computed - written / 2)
             read_cells += read * (it.computed - written - read / 2)
             self._seen[it.task] = it.computed, it.generated

@@ -173,6 +173,7 @@ class SimulatedEngine:
         self._batch: list[tuple[_Work, int]] = []  # the step that is being computed
         self._began_at = 0.0
         self._step = 0
+        self._ended: list[hal.Finished] = []  # in this step
         self._tally = _Tally()
 
     @property
@@ -375,6 +376,9 @@ class SimulatedEngine:
             self._account(work, count)
         if self._tally.urgent or self._timeline.now - self._reported_at >= REPORT_EVERY_MS:
             self._report(idle=False)
+        for finished in self._ended:  # after the report, which has the last text of all of them
+            self._send(finished)
+        self._ended.clear()
         self._boundary()
 
     def _account(self, work: _Work, count: int) -> None:
@@ -398,8 +402,7 @@ class SimulatedEngine:
             reason = "length" if work.generated >= work.limit else ""
         if reason:
             work.finished = self._tally.urgent = True
-            self._report(idle=False)
-            self._send(hal.Finished(work.task, reason))
+            self._ended.append(hal.Finished(work.task, reason))
 
     def _report(self, *, idle: bool) -> None:
         if self._lease is None or not (idle or self._tally.steps or self._tally.aborted):
