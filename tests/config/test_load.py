@@ -44,6 +44,7 @@ def test_the_shortest_node(tmp_path: Path) -> None:
         200,
         150,
     )
+    assert config.scheduler.record is None
     assert (config.mqtt, config.http, config.apps, config.apps_dir) == (None, None, (), Path("/etc/llmasos/apps"))
     assert config.sessions.keep_s == 7 * 24 * 3600
 
@@ -63,7 +64,13 @@ def test_everything_that_a_node_may_say(tmp_path: Path) -> None:
   board: raspberry-pi-5
   memory: {budget: 1536MiB, arena: 256MiB, fit: best-fit, replacement: clock, swap: {path: swap, size: 2GiB}}
   scheduler:
-    {policy: fcfs, quantum_ms: 100, decode_target_ms: 50, max_waiting: 9, max_waiting_per_client: 3, model_wait_ms: 800}
+    policy: fcfs
+    quantum_ms: 100
+    decode_target_ms: 50
+    max_waiting: 9
+    max_waiting_per_client: 3
+    model_wait_ms: 800
+    record: node.workload
   mqtt: {url: "mqtts://broker.lan", user: kitchen, password_file: pw, ca_file: /ca.pem, trust: acl}
   http: {listen: "[::1]:8000"}
   models:
@@ -81,6 +88,7 @@ def test_everything_that_a_node_may_say(tmp_path: Path) -> None:
     assert (config.scheduler.policy, config.scheduler.quantum_ms) == ("fcfs", 100)
     assert (config.scheduler.max_waiting, config.scheduler.max_waiting_per_client) == (9, 3)
     assert (config.memory.replacement, config.scheduler.model_wait_ms) == ("clock", 800)
+    assert config.scheduler.record == tmp_path / "node.workload"
     mqtt = config.mqtt
     assert mqtt is not None
     assert (mqtt.host, mqtt.port, mqtt.tls, mqtt.trust, mqtt.managed) == ("broker.lan", 8883, True, "acl", False)
