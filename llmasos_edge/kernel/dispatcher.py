@@ -88,7 +88,7 @@ class Dispatcher:
             task.move(State.BLOCKED, now, "model")
         task.reason = "model"
         processor.use(task.priority, now)
-        processor.unprepared.append(task)
+        processor.newcomers.wait(task)
 
     def end(self, task: Task, outcome: Outcome, now: Milliseconds) -> None:
         """From any state: everything that the task holds goes back, and its callers hear of it."""
@@ -126,8 +126,8 @@ class Dispatcher:
             processor.ready.remove(task)
         elif task.sequence is not None:
             processor.give_sequence(task)
-        elif task in processor.unprepared:
-            processor.unprepared.remove(task)
+        else:
+            processor.newcomers.leave(task)
 
     def suspend(self, task: Task, now: Milliseconds) -> None:
         """Its tokens stay; its KV state is parked if it ran and there is room."""
@@ -136,8 +136,8 @@ class Dispatcher:
             self._seats.switch_out(processor, task)
         elif task.state is State.READY:
             processor.ready.remove(task)
-        elif task in processor.unprepared:
-            processor.unprepared.remove(task)
+        else:
+            processor.newcomers.leave(task)
         task.move(State.SUSPENDED, now)
 
     def resume(self, task: Task, now: Milliseconds) -> None:
@@ -250,7 +250,7 @@ class Dispatcher:
             task.kv is not None and task.kv.saving is not None
         ):  # else it was lost since
             task.computed = progress.computed
-        self.processor(task.model).shares.charge(task.submission.client, 0, max(0, progress.generated - task.generated))
+        self.processor(task.model).charge(task.submission.client, 0, max(0, progress.generated - task.generated))
         task.generated, task.cached_tokens = progress.generated, progress.cached
         if progress.generated and task.first_token_ms is None:
             task.first_token_ms = now

@@ -68,7 +68,7 @@ def test_all_who_were_in_a_dead_worker_run_again_one_at_a_time(simulate: Simulat
     processor = simulation.dispatcher.processor(M)
     while processor.suspects:
         simulation.step()
-        assert len(processor.running) + len(processor.preparing) <= 1
+        assert len(processor.running) + len(processor.newcomers.preparing) <= 1
         assert late.state is State.BLOCKED or not processor.suspects
     simulation.run()
     assert all(is_ok(simulation, task) for task in [*tasks, late])
