@@ -20,7 +20,8 @@ from typing import Final, Protocol, TypeVar
 
 from benchmarks.machine import describe
 from benchmarks.report import percentile, table, verdict
-from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import SimulatedProgram
 from llmasos_edge.engine.simulation import Simulation
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.hal import Limits
