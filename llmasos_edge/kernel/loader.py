@@ -121,7 +121,7 @@ class Loader:
                 if not task.generated:
                     processor.ready.remove(task)
                     task.move(State.BLOCKED, now, "model")
-                    processor.unprepared.append(task)
+                    processor.newcomers.wait(task)
                     emptied |= processor.empty
         return emptied
 

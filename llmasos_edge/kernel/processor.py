@@ -9,6 +9,7 @@ from llmasos_edge.errors import Panic
 from llmasos_edge.kernel.hal import Engine, Limits, Quantum
 from llmasos_edge.kernel.memory.budget import Region
 from llmasos_edge.kernel.memory.replacement import Uses
+from llmasos_edge.kernel.newcomers import Newcomers
 from llmasos_edge.kernel.scheduling.batch import BATCH, SMOOTHING, Rates
 from llmasos_edge.kernel.scheduling.forecast import Cost
 from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
@@ -44,16 +45,15 @@ class Processor:
         self.load_failed = False  # the last attempt: the next one is the last
         self.wanted = False  # to be loaded again although nobody waits for it: it is pinned
         self.stale = False  # loaded with settings that are no longer the node's: to be dropped when it is idle
-        self.ready = ReadyQueue()
         self.running: dict[TaskId, Task] = {}
-        self.unprepared: deque[Task] = deque()  # wait for the model to be loaded, or to admit tasks again
-        self.preparing: dict[TaskId, Task] = {}
+        self.newcomers = Newcomers()
         self.resizing: Tokens | None = None  # a context with so many cells is being made
         self.saving = 0  # segments that the worker has been told to save, and has not told of yet
         self.suspects: deque[Task] = deque()  # were in a worker that died; each runs alone
         self.live = 0  # tasks of this model that have no outcome yet, wherever they wait
         self.rates = Rates()
         self.shares = Shares()
+        self.ready = ReadyQueue(self.shares.served)
         self.debts = Debts()
         self.typical_ms: float | None = None  # what a task took of it, on average; None: not known yet
         self.quantum_ms = Milliseconds(0)  # as the last dispatch had it
@@ -102,12 +102,12 @@ class Processor:
     @property
     def empty(self) -> bool:
         """No task is in it: only such a model is dropped."""
-        return not (self.running or self.preparing or len(self.ready) or self.saving)
+        return not (self.running or self.newcomers.preparing or len(self.ready) or self.saving)
 
     @property
     def busy(self) -> bool:
         """It has work, or will as soon as it is loaded."""
-        return bool(self.running or self.preparing or self.unprepared or len(self.ready))
+        return bool(self.running or self.newcomers or len(self.ready))
 
     @property
     def bytes(self) -> Bytes:
@@ -117,7 +117,7 @@ class Processor:
     @property
     def urgency(self) -> Priority:
         """The highest class of its tasks; of the one that came last, if it has none."""
-        here = {task.priority for task in (*self.running.values(), *self.preparing.values(), *self.unprepared)}
+        here = {task.priority for task in self.running.values()} | self.newcomers.classes()
         return max(here | {each for each, count in self.ready.waiting().items() if count}, default=self.used_by)
 
     def use(self, priority: Priority, now: Milliseconds) -> None:
@@ -179,11 +179,26 @@ class Processor:
 
     def enqueue(self, task: Task) -> None:
         """Put a READY task on the queue. A client that had none here before is not owed for that."""
-        active = self.ready.clients() | {each.submission.client for each in self.running.values()}
-        if task.submission.client not in active:
-            self.shares.enter(task.submission.client, active)
+        client, running = task.submission.client, {each.submission.client for each in self.running.values()}
+        if client not in running and not self.ready.has(client):
+            counters = [self.ready.least_served(), *map(self.shares.served, running)]
+            self.shares.enter(min((counter for counter in counters if counter is not None), default=None))
         task.left_ms = self.cost(task, task.predicted).total_ms
         self.ready.put(task)
+
+    def charge(self, client: ClientId, prompt: int, generated: int) -> None:
+        """The client was served so many tokens."""
+        self.shares.charge(client, prompt, generated)
+        self.ready.recount(client)
+
+    def renice(self, task: Task, priority: Priority) -> None:
+        waits = task.state is State.READY
+        if waits:
+            self.ready.remove(task)
+        self.newcomers.renice(task, priority)
+        task.priority = priority
+        if waits:
+            self.enqueue(task)
 
     def learn(self, task: Task) -> None:
         """It has ended by itself."""
@@ -214,9 +229,9 @@ class Processor:
 
     def stop_preparing(self, task: Task, now: Milliseconds) -> bool:
         """False: it was not being prepared."""
-        if self.preparing.pop(task.id, None) is None:
+        if not self.newcomers.stop_preparing(task):
             return False
-        self.prepare_by = Milliseconds(now + PREPARE_MS) if self.preparing else None
+        self.prepare_by = Milliseconds(now + PREPARE_MS) if self.newcomers.preparing else None
         return True
 
     def lease_ends_soon(self, now: Milliseconds) -> bool:
@@ -228,6 +243,7 @@ class Processor:
 
     def check_invariants(self) -> None:
         self.ready.check_invariants()
+        self.newcomers.check_invariants()
         held = [task.sequence for task in self.running.values()]
         if len(set(held)) != len(held) or len(held) + len(self._sequences) != self.limits.sequences:
             raise Panic(f"Processor.check_invariants: sequences of {self.model} held {held}")
@@ -238,6 +254,9 @@ class Processor:
 
 def _cells(tasks: Iterable[Task]) -> int:
     """What their tokens take in the pool: a prefix that several share is there once."""
-    tasks = tuple(tasks)
-    prefixes = {task.prefix: task.shared for task in tasks}
-    return sum(task.tokens - task.shared for task in tasks) + sum(prefixes.values())
+    cells, prefixes = 0, {}
+    for task in tasks:
+        cells += task.prompt_tokens + task.generated - task.shared
+        if task.shared:
+            prefixes[task.prefix] = task.shared
+    return cells + sum(prefixes.values())

@@ -22,7 +22,7 @@ class Seats:
     def fill(self, processor: Processor, scheduler: Scheduler, now: Milliseconds) -> None:
         """Seat who may run, until the policy says Keep."""
         running = processor.running
-        processor.ready.order_by(scheduler.rank)
+        processor.ready.order_by(scheduler)
         while processor.overcommitted():
             victim = min(running.values(), key=lambda task: (task.priority, -task.order))
             self._preempt(processor, victim, now)
@@ -47,7 +47,7 @@ class Seats:
         processor.ready.remove(task)
         processor.take_sequence(task)
         if task.first_run_ms is None:
-            processor.shares.charge(task.submission.client, task.prompt_tokens, 0)
+            processor.charge(task.submission.client, task.prompt_tokens, 0)
         task.move(State.RUNNING, now)
         self._trace.record(now, "task.seated", task=task.id, model=processor.model)
         task.arriving = self._swapper.swap_in(_state(task), processor.rates.prefill_ms)

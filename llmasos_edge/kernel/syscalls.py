@@ -60,12 +60,7 @@ class Syscalls:
 
     def renice(self, task_id: TaskId, priority: Priority, now: Milliseconds) -> Task:
         task = self._live(task_id)
-        processor = self._dispatcher.processor(task.model)
-        if task.state is State.READY:
-            processor.ready.remove(task)
-        task.priority = priority
-        if task.state is State.READY:
-            processor.enqueue(task)
+        self._dispatcher.processor(task.model).renice(task, priority)
         self._trace.record(now, "task.reniced", task=task.id, priority=priority.name)
         return task
 
@@ -108,7 +103,7 @@ class Syscalls:
         ahead = self._dispatcher.kernel.scheduler.position(task, processor.ready, processor)
         if task.state is State.READY:
             return ahead
-        return ahead + sum(other.order < task.order for other in (*processor.preparing.values(), *processor.unprepared))
+        return ahead + processor.newcomers.older_than(task)
 
     def eta(self, task: Task) -> int:
         """Milliseconds until it should have its answer, by the rates and lengths measured so far: a rough guess."""

@@ -18,16 +18,13 @@ class TaskTable:
         self._tasks: dict[TaskId, Task] = {}
         self._ended: deque[TaskId] = deque()
         self._live: Counter[ClientId] = Counter()
+        self.live_count = 0
 
     def __iter__(self) -> Iterator[Task]:
         return iter(tuple(self._tasks.values()))
 
     def live(self) -> Iterator[Task]:
         return (task for task in self if task.live)
-
-    @property
-    def live_count(self) -> int:
-        return self._live.total()
 
     def live_of(self, client: ClientId) -> int:
         return self._live[client]
@@ -49,6 +46,7 @@ class TaskTable:
         task = Task(task_id, submission, self._made, now, deadline, submission.priority, attempt=submission.attempt)
         self._tasks[task_id] = task
         self._live[submission.client] += 1
+        self.live_count += 1
         return task
 
     def find(self, task_id: TaskId) -> Task | None:
@@ -65,6 +63,7 @@ class TaskTable:
         """The task has ended: keep it for a while, and let go of the oldest one."""
         if task.live:
             raise Panic(f"TaskTable.reap: {task.id} is {task.state.name}")
+        self.live_count -= 1
         self._live[task.submission.client] -= 1
         if not self._live[task.submission.client]:
             del self._live[task.submission.client]
@@ -74,7 +73,11 @@ class TaskTable:
 
     def check_invariants(self) -> None:
         live = Counter(task.submission.client for task in self.live())
-        if live != self._live or len(self._tasks) - live.total() != len(self._ended):
+        if (
+            live != self._live
+            or len(self._tasks) - self.live_count != len(self._ended)
+            or live.total() != self.live_count
+        ):
             raise Panic(f"TaskTable.check_invariants: {live} live, {self._live} counted, {len(self._ended)} ended")
         for task in self:
             if (task.sequence is not None) != (task.state is State.RUNNING):

@@ -44,7 +44,7 @@ class Workers:
         hopeless = was_loading and processor.load_failed
         processor.load_failed = was_loading and not hopeless
         processor.wanted = processor.limits.pinned and not hopeless
-        victims = [] if processor.outgrown else [*processor.running.values(), *processor.preparing.values()]
+        victims = [] if processor.outgrown else [*processor.running.values(), *processor.newcomers.preparing.values()]
         alone = len(victims) == 1 and victims[0].suspect
         self._loader.unloaded(processor)
         self._trace.record(now, "worker.died", model=processor.model, why=why, tasks=[t.id for t in victims])
@@ -80,7 +80,7 @@ class Workers:
         if task.state in (State.READY, State.RUNNING, State.NEW):
             task.move(State.BLOCKED, now, "model")
         if task.state is State.BLOCKED and task.reason == "model":
-            processor.unprepared.append(task)
+            processor.newcomers.wait(task)
 
     def check_hung(self, now: Milliseconds) -> None:
         """Kill those who should have spoken by now."""
@@ -146,18 +146,19 @@ class Workers:
 
     def prepare_waiting(self, processor: Processor, now: Milliseconds) -> None:
         """In quarantine only the first suspect is prepared, and alone: nobody else must be blamed for it."""
-        while processor.unprepared:
+        newcomers = processor.newcomers
+        while newcomers.waiting:
             suspect = processor.quarantined
-            if suspect and (processor.running or processor.preparing or suspect not in processor.unprepared):
+            if suspect and (processor.running or newcomers.preparing or suspect.id not in newcomers.waiting):
                 return
-            task = suspect or processor.unprepared[0]
-            processor.unprepared.remove(task)
+            task = suspect or next(iter(newcomers.waiting.values()))
+            newcomers.leave(task)
             if task.prepared:  # it was kept out for a while
                 task.move(State.READY, now)
                 processor.enqueue(task)
                 continue
             task.preparing = True
             task.move(State.NEW, now)
-            processor.preparing[task.id] = task
+            newcomers.prepare(task)
             processor.prepare_by = processor.prepare_by or Milliseconds(now + PREPARE_MS)
             processor.worker.prepare(task)

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram, answer_text
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import SimulatedProgram, answer_text
 from llmasos_edge.engine.simulation import Simulation
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.processor import Phase
@@ -84,13 +85,13 @@ class CheckedSimulation(Simulation):
         """Every live task waits in exactly the place that its state names."""
         homes = {home.model: home for home in self.dispatcher.processors()}
         ready = {task.id for home in homes.values() for task in home.ready}
-        unprepared = {task.id for home in homes.values() for task in home.unprepared}
+        unprepared = {task.id for home in homes.values() for task in home.newcomers.waiting.values()}
         for task in self.tasks():
             home = homes[task.model]
             places = {
                 "ready": task.id in ready,
                 "running": task.id in home.running,
-                "preparing": task.id in home.preparing,
+                "preparing": task.id in home.newcomers.preparing,
                 "unprepared": task.id in unprepared,
             }
             expected = {

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from llmasos_edge.engine.simulated import Fault, SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import Fault, SimulatedProgram
 from llmasos_edge.errors import EngineFailed
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.loader import OUTGROWN
@@ -68,7 +69,7 @@ def test_all_who_were_in_a_dead_worker_run_again_one_at_a_time(simulate: Simulat
     processor = simulation.dispatcher.processor(M)
     while processor.suspects:
         simulation.step()
-        assert len(processor.running) + len(processor.preparing) <= 1
+        assert len(processor.running) + len(processor.newcomers.preparing) <= 1
         assert late.state is State.BLOCKED or not processor.suspects
     simulation.run()
     assert all(is_ok(simulation, task) for task in [*tasks, late])

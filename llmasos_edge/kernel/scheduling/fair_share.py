@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
-from llmasos_edge.kernel.scheduling.ready_queue import Rank, ReadyQueue, by_arrival
+from llmasos_edge.kernel.scheduling.lanes import Rank
+from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
 from llmasos_edge.kernel.scheduling.scheduler import Decision, Keep, Room, make_way
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Milliseconds
@@ -14,13 +15,14 @@ LEAD: Final = 64  # virtual tokens that a client may be ahead before its tasks h
 class FairShare:
     """Who has had its quantum makes way for a client that was served less: first the newest of the most served."""
 
+    by_class: ClassVar[bool] = False
     promises: ClassVar[bool] = False
 
     def rank(self, task: Task) -> Rank:
-        return by_arrival(task)
+        return (task.order,)
 
     def next(self, ready: ReadyQueue, running: Sequence[Task], room: Room, now: Milliseconds) -> Decision:
-        least = min(ready.heads(), key=lambda task: (room.served(task.submission.client), task.order), default=None)
+        least = ready.turn()
         if least is None:
             return Keep()
         spared = room.served(least.submission.client) + LEAD
@@ -33,4 +35,4 @@ class FairShare:
         return make_way(least, victims, room)
 
     def position(self, task: Task, ready: ReadyQueue, room: Room) -> int:
-        return ready.taking_turns(task, room.served)
+        return ready.taking_turns(task)

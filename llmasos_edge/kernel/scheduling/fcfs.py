@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from llmasos_edge.kernel.scheduling.ready_queue import Rank, ReadyQueue, by_arrival
+from llmasos_edge.kernel.scheduling.lanes import Rank
+from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
 from llmasos_edge.kernel.scheduling.scheduler import Decision, Keep, Room, make_way
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Milliseconds
 
 
 class FirstComeFirstServed:
+    by_class: ClassVar[bool] = False
     promises: ClassVar[bool] = False
 
     def rank(self, task: Task) -> Rank:
-        return by_arrival(task)
+        return (task.order,)
 
     def next(self, ready: ReadyQueue, running: Sequence[Task], room: Room, now: Milliseconds) -> Decision:
         first = ready.first()

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from llmasos_edge.kernel.scheduling.ready_queue import Rank, ReadyQueue
+from llmasos_edge.kernel.scheduling.lanes import Rank
+from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
 from llmasos_edge.kernel.scheduling.scheduler import Decision, Keep, Room, make_way
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Milliseconds
 
 
 class RoundRobin:
+    by_class: ClassVar[bool] = False
     promises: ClassVar[bool] = False
 
     def rank(self, task: Task) -> Rank:

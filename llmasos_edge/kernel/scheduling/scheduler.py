@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from llmasos_edge.kernel.scheduling.ready_queue import Rank, ReadyQueue
+from llmasos_edge.kernel.scheduling.lanes import Rank
+from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import ClientId, Milliseconds, Priority, TaskId
 
@@ -52,11 +53,14 @@ class Room(Protocol):
 
 
 class Scheduler(Protocol):
+    by_class: ClassVar[bool]
+    """Clients take turns within each class, else whatever the classes of their tasks. Then ranks begin with that."""
+
     promises: ClassVar[bool]
     """A task whose deadline can't be met, or would break another's, is refused when it becomes ready."""
 
     def rank(self, task: Task) -> Rank:
-        """Where it stands among the waiting tasks of its class and client, the least first; asked once, there."""
+        """Where it stands among the waiting tasks, the least first; asked once, when it is put there."""
 
     def next(self, ready: ReadyQueue, running: Sequence[Task], room: Room, now: Milliseconds) -> Decision:
         """One decision. Asked again until it is Keep; what it decides must be possible (`can_seat`)."""

@@ -8,32 +8,38 @@ from llmasos_edge.kernel.units import ClientId, Priority
 GENERATED: Final = 2  # a generated token weighs as much as so many of a prompt
 LOWER_SHARE: Final = 0.1  # of the computing time, for a class that waits while none of it runs
 TURN_MS: Final = 400.0  # what a class must be owed to be lent a place
-CRITICAL_DEBT_MS: Final = 1200.0  # this much more where the critical class would have to wait for it
+FEW: Final = 64  # counters that it is not worth looking through
+CRITICAL_DEBT_MS: Final = 800.0  # this much more where the critical class would have to wait for it
 
 
 class Shares:
-    """Virtual token counters: they only grow while a client is active, and the least served comes next."""
+    """Virtual token counters: they only grow while a client is active, and the least served comes next.
+
+    Who is not known stands at the floor: level with the least of the active, when a client last became so.
+    """
 
     def __init__(self) -> None:
         self._served: dict[ClientId, int] = {}
+        self._floor = 0
+        self._kept = 0  # counters above the floor, when those were last sought
 
     def served(self, client: ClientId) -> int:
-        return self._served.get(client, 0)
+        return max(self._floor, self._served.get(client, 0))
 
     def charge(self, client: ClientId, prompt: int, generated: int) -> None:
         self._served[client] = self.served(client) + prompt + GENERATED * generated
 
-    def enter(self, client: ClientId, active: Collection[ClientId]) -> None:
-        """A client becomes active: what it left unused is not saved up, it starts level with the least of `active`.
+    def enter(self, least: int | None) -> None:
+        """A client becomes active: what it left unused is not saved up, it starts level with the least of the active.
 
-        Whose counter would be lifted anyway is forgotten; when nobody is active, all are even again.
+        When nobody was active (None), all are even again.
         """
-        least = min(map(self.served, active), default=0)
-        mine = max(self.served(client), least) if active else 0
-        self._served = {each: served for each, served in self._served.items() if each in active or served > least}
-        if not active:
+        self._floor = least or 0
+        if least is None:
             self._served.clear()
-        self._served[client] = mine
+        if len(self._served) > 2 * self._kept + FEW:  # once for as many clients as it looks at
+            self._served = {each: served for each, served in self._served.items() if served > self._floor}
+            self._kept = len(self._served)
 
 
 class Debts:

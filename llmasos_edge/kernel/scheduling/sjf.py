@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
-from llmasos_edge.kernel.scheduling.ready_queue import Rank, ReadyQueue
+from llmasos_edge.kernel.scheduling.lanes import Rank
+from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
 from llmasos_edge.kernel.scheduling.scheduler import Decision, Keep, Room, make_way
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Milliseconds
@@ -16,6 +17,7 @@ class ShortestJobFirst:
     That does not depend on the time of the decision, so the order of any two waiting tasks never changes.
     """
 
+    by_class: ClassVar[bool] = False
     promises: ClassVar[bool] = False
 
     def rank(self, task: Task) -> Rank:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from llmasos_edge.kernel.scheduling.ready_queue import ReadyQueue
+from llmasos_edge.kernel.scheduling.ready_queue import Order, ReadyQueue
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import ClientId, Milliseconds, Priority
 
@@ -30,8 +30,11 @@ class FakeRoom:
         return len(left) < self.sequences and task.tokens + sum(other.tokens for other in left) <= self.cells
 
 
-def queue(*tasks: Task) -> ReadyQueue:
-    ready = ReadyQueue()
+def queue(*tasks: Task, room: FakeRoom | None = None, order: Order | None = None) -> ReadyQueue:
+    """Of clients whose counters are those of the room, in the order of a policy; else of arrival."""
+    ready = ReadyQueue((room or FakeRoom(1)).served)
+    if order is not None:
+        ready.order_by(order)
     for task in tasks:
         ready.put(task)
     return ready

@@ -12,7 +12,7 @@ POLICY = EarliestDeadlineFirst()
 
 def decide(ready: list[Task], inside: list[Task], sequences: int) -> Decision:
     waiting = queue(*ready)
-    waiting.order_by(POLICY.rank)
+    waiting.order_by(POLICY)
     return POLICY.next(waiting, inside, FakeRoom(sequences, running=inside), Milliseconds(0))
 
 

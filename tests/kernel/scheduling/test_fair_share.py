@@ -12,7 +12,7 @@ POLICY = FairShare()
 
 def decide(ready: list[Task], inside: list[Task], sequences: int, now: int = 0, **counters: int) -> Decision:
     room = FakeRoom(sequences, running=inside, counters=counters)
-    return POLICY.next(queue(*ready), inside, room, Milliseconds(now))
+    return POLICY.next(queue(*ready, room=room), inside, room, Milliseconds(now))
 
 
 def test_the_client_that_was_served_least_comes_next() -> None:

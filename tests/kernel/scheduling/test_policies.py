@@ -54,8 +54,7 @@ def test_decisions_are_possible_and_come_to_an_end(
         if inside and room.can_seat(task):
             room.running.append(running(task, task.order))
     known = {task.id: task for task in made}
-    ready = queue(*(task for task in made if task.state is State.READY))
-    ready.order_by(policy.rank)
+    ready = queue(*(task for task in made if task.state is State.READY), room=room, order=policy)
     for _ in range(4 * len(made) + 1):
         decision = policy.next(ready, list(room.running), room, at)
         match decision:
@@ -115,8 +114,7 @@ def test_a_position_is_the_same_before_and_after_the_task_is_put_there(
 ) -> None:
     """Nobody stands behind more than there are; and who is added to a queue is told the place that it then has."""
     policy, last = POLICIES[name](), tcb(len(wanted), **wanted[-1])
-    ready = queue(*(tcb(number, **shape) for number, shape in enumerate(wanted)))
-    ready.order_by(policy.rank)
+    ready = queue(*(tcb(number, **shape) for number, shape in enumerate(wanted)), room=room, order=policy)
     told = policy.position(last, ready, room)
     assert 0 <= told <= len(ready)
     ready.put(last)
@@ -129,8 +127,7 @@ def test_positions_are_the_order_in_which_tasks_are_admitted(name: str, wanted: 
     """Where it does not depend on what is served meanwhile."""
     policy, room = POLICIES[name](), FakeRoom(100)
     made = [tcb(number, **shape) for number, shape in enumerate(wanted)]
-    ready = queue(*made)
-    ready.order_by(policy.rank)
+    ready = queue(*made, room=room, order=policy)
     told = {task.id: policy.position(task, ready, room) for task in made}
     for place in range(len(made)):
         decision = policy.next(ready, list(room.running), room, Milliseconds(0))

@@ -19,8 +19,8 @@ def decide(
 ) -> Decision:
     """`accounts`: counters of clients, debts to classes."""
     room = FakeRoom(sequences, cells, inside, **accounts)
-    policy, waiting = PriorityClasses(), queue(*ready)
-    waiting.order_by(policy.rank)
+    policy, waiting = PriorityClasses(), queue(*ready, room=room)
+    waiting.order_by(policy)
     return policy.next(waiting, inside, room, Milliseconds(now))
 
 

@@ -17,7 +17,7 @@ def since(task: Task, moment: int) -> Task:
 
 def decide(ready: list[Task], inside: list[Task], sequences: int, now: int) -> Decision:
     waiting = queue(*ready)
-    waiting.order_by(POLICY.rank)
+    waiting.order_by(POLICY)
     return POLICY.next(waiting, inside, FakeRoom(sequences, running=inside), Milliseconds(now))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmasos_edge.kernel.scheduling.shares import CRITICAL_DEBT_MS, GENERATED, LOWER_SHARE, TURN_MS, Debts, Shares
+from llmasos_edge.kernel.scheduling.shares import CRITICAL_DEBT_MS, FEW, GENERATED, LOWER_SHARE, TURN_MS, Debts, Shares
 from llmasos_edge.kernel.units import ClientId, Priority
 
 A, B, C = ClientId("a"), ClientId("b"), ClientId("c")
@@ -21,21 +21,30 @@ def test_who_comes_back_starts_level_with_the_least_of_the_active() -> None:
     shares = Shares()
     for client, tokens in ((A, 500), (B, 300), (C, 900)):
         shares.charge(client, tokens, 0)
-    shares.enter(ClientId("new"), {A, B})
+    shares.enter(least=300)
     assert shares.served(ClientId("new")) == 300
-    shares.enter(C, {A, B})
     assert shares.served(C) == 900
 
 
-def test_who_would_be_lifted_anyway_is_forgotten_and_when_nobody_is_there_all_are_even() -> None:
-    """So that names that come and go take no memory, and an old debt does not outlive the rush."""
+def test_when_nobody_is_there_all_are_even() -> None:
+    """An old debt does not outlive the rush."""
     shares = Shares()
     shares.charge(A, 500, 0)
-    shares.charge(B, 100, 0)
-    shares.enter(C, {A})
-    assert (shares.served(A), shares.served(B), shares.served(C)) == (500, 0, 500)
-    shares.enter(A, set())
-    assert (shares.served(A), shares.served(C)) == (0, 0)
+    shares.enter(least=500)
+    assert (shares.served(A), shares.served(B)) == (500, 500)
+    shares.enter(least=None)
+    assert (shares.served(A), shares.served(B)) == (0, 0)
+
+
+def test_names_that_come_and_go_take_no_memory() -> None:
+    """Whose counter would be lifted anyway is forgotten."""
+    shares = Shares()
+    shares.charge(A, 5000, 0)
+    for number in range(1000):
+        shares.enter(least=number)
+        shares.charge(ClientId(f"c{number}"), 1, 0)
+    assert len(shares._served) <= 2 * FEW
+    assert shares.served(A) == 5000
 
 
 def test_a_class_earns_while_it_looks_on_and_spends_while_it_runs() -> None:

@@ -13,7 +13,7 @@ NOW = Milliseconds(0)
 
 def first(*tasks: Task) -> object:
     ready = queue(*tasks)
-    ready.order_by(POLICY.rank)
+    ready.order_by(POLICY)
     return POLICY.next(ready, [], FakeRoom(1), NOW)
 
 
