@@ -25,8 +25,9 @@ from tests.resident import taken
 
 SEQUENCES: Final = 16
 STORY: Final = "Once upon a time there was a little robot who"
-GROWTH: Final = 6 << 20  # bytes of anonymous memory that the daemon may keep: tables that grow once, pools of malloc
+GROWTH: Final = 24 << 20  # bytes of anonymous memory that the daemon may keep: stacks of 400 threads, pools of malloc
 BURST: Final = 10_000
+TURN: Final[Json] = {"messages": [{"role": "user", "content": "Tell me a long story."}], "session": "s"}
 STATES: Final = ("BLOCKED", "NEW", "READY", "prefill", "decode", "SUSPENDED")
 
 
@@ -160,14 +161,14 @@ def bring_about(node: RealNode, stack: ExitStack, state: str) -> None:
             stack.callback(urgent.client.close)
             until(node, urgent.task, lambda row: row["state"] == "RUNNING")
     elif state == "BLOCKED":
-        first = Caller(node, {"prompt": STORY, "session": "s", "max_tokens": 400})
+        first = Caller(node, TURN | {"max_tokens": 400}, "chat")
         stack.callback(first.client.close)
 
 
 def arrived(node: RealNode, state: str) -> Caller:
     """A task in this state."""
     prompt = long_prompt(0) if state == "prefill" else STORY
-    caller = Caller(node, {"prompt": prompt} | ({"session": "s"} if state == "BLOCKED" else {}))
+    caller = Caller(node, TURN, "chat") if state == "BLOCKED" else Caller(node, {"prompt": prompt})
     if state == "decode":
         until(node, caller.task, lambda row: row["generated_tokens"] > 0)
     elif state == "SUSPENDED":
@@ -199,7 +200,8 @@ def test_control_in_every_state(node: RealNode, state: str) -> None:
         assert doomed.end() == "cancelled"
     reply = caller.end()
     assert isinstance(reply, dict)
-    assert (reply["status"], reply["class"], reply["usage"]["completion_tokens"]) == ("ok", "interactive", 24)
+    assert (reply["status"], reply["class"]) == ("ok", "interactive")
+    assert reply["usage"]["completion_tokens"] == 24
 
 
 def test_control_of_what_has_ended_or_never_was(node: RealNode) -> None:
@@ -271,9 +273,7 @@ def _body(name: str, prompt: str) -> bytes:
 def policy(node: RealNode, request: pytest.FixtureRequest) -> Iterator[str]:
     """The node goes by this policy meanwhile."""
     plain = node.config.read_text()
-    quantum = ", quantum_ms: 60" if request.param == "round-robin" else ""
-    scheduler = f"spec:\n  scheduler: {{policy: {request.param}{quantum}}}\n"
-    node.config.write_text(plain.replace("spec:\n", scheduler))
+    node.config.write_text(plain.replace("spec:\n", f"spec:\n  scheduler: {{policy: {request.param}}}\n"))
     node.call("reload")
     yield request.param
     node.config.write_text(plain)
