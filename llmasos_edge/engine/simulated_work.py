@@ -1,6 +1,6 @@
 """What a simulated worker holds of its tasks: their programs, how far they are, and what is to be reported."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from llmasos_edge.kernel import hal
@@ -31,9 +31,13 @@ class SimulatedProgram:
     cached: int = 0
 
 
-def answer_text(tokens: int, begin: int = 0) -> str:
-    """What a program has said after so many generated tokens, from one of them on."""
-    return "".join(f"{n} " for n in range(begin, tokens))
+def answer_text(tokens: int) -> str:
+    """What a program has said after so many generated tokens."""
+    return "".join(map(_word, range(tokens)))
+
+
+def _word(number: int) -> str:
+    return f"{number} "
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +51,7 @@ class Work:
     generated: int = 0
     computed: int = 0
     cached: int = 0
-    unsent: str = ""
+    unsent: list[str] = field(default_factory=list)
     finished: str = ""  # why
     prefill_left: int = 0
     decode_left: int = 0
@@ -65,7 +69,8 @@ class Work:
         return not self.finished and self.sequence is not None and (self.decode_left > 0 or self.pending > 1)
 
     def progress(self) -> hal.Progress:
-        text, self.unsent = self.unsent, ""
+        text = tuple(self.unsent)
+        self.unsent.clear()
         return hal.Progress(self.task, Tokens(self.computed), Tokens(self.generated), Tokens(self.cached), text)
 
     def fault(self) -> Fault | None:
@@ -85,7 +90,7 @@ class Work:
         told, end = self.generated, self.generated + steps
         self.generated = min(end, self.program.answer)
         if not mute:
-            self.unsent += answer_text(self.generated, told)
+            self.unsent += map(_word, range(told, self.generated))
         if end > self.program.answer:
             return "stop"
         return "length" if self.generated >= self.limit else ""
