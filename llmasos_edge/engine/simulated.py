@@ -211,7 +211,7 @@ class SimulatedEngine:
         for slot in quantum.slots:
             work = self._works.get(slot.task)
             if work is not None and not work.finished:
-                work.prefill_left, work.decode_left = slot.prefill, slot.decode
+                work.prefill_left, work.decode_left, work.alone = slot.prefill, slot.decode, slot.alone
                 self._leased.append(work)
 
     def _resize(self, cells: Tokens) -> None:
@@ -268,10 +268,13 @@ class SimulatedEngine:
     # ---- steps
 
     def _compose(self, chunk: int) -> list[tuple[Work, int]]:
-        """Who computes how many tokens: every decode first, then prefill in the order of the lease."""
-        pending = [(work, work.pending) for work in self._leased if work.runnable]
+        """Who computes how many tokens: every decode first, then prefill in the order of the lease; or nobody but those
+        who are hurried.
+        """
+        hurried = [work for work in self._leased if work.hurried]
+        pending = [(work, work.pending) for work in hurried or self._leased if work.runnable]
         batch = [(work, 1) for work, tokens in pending if tokens == 1]
-        left = min(chunk, STEP_TOKENS - len(batch))
+        left = STEP_TOKENS if hurried else min(chunk, STEP_TOKENS - len(batch))
         for work, tokens in pending if len(batch) < len(pending) else ():
             count = min(left, tokens, work.prefill_left)
             if tokens > 1 and count > 0:

@@ -55,6 +55,7 @@ class Work:
     finished: str = ""  # why
     prefill_left: int = 0
     decode_left: int = 0
+    alone: bool = False
 
     @property
     def pending(self) -> int:
@@ -67,6 +68,10 @@ class Work:
     @property
     def runnable(self) -> bool:
         return not self.finished and self.sequence is not None and (self.decode_left > 0 or self.pending > 1)
+
+    @property
+    def hurried(self) -> bool:
+        return self.alone and self.runnable and self.pending > 1 and self.prefill_left > 0
 
     def progress(self) -> hal.Progress:
         text = tuple(self.unsent)

@@ -21,7 +21,7 @@ def test_without_http_there_is_nothing() -> None:
     """Every method does nothing."""
     none = web(None)
     none.start()
-    assert (none.status(), none.next_tick(), none.read_keys()) == (None, None, None)
+    assert (none.status(), none.read_keys()) == (None, None)
     none.stop()
 
 
