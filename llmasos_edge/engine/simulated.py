@@ -44,7 +44,7 @@ class SimulatedProgram:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedModel:
-    """A step costs `step_ms`, and `prefill_ms` more for each prompt token in it."""
+    """A step costs `step_ms`, and `prefill_ms` more for each prompt token in it, on one thread."""
 
     limits: hal.Limits
     weights: Bytes = Bytes(64 << 20)
@@ -52,6 +52,7 @@ class SimulatedModel:
     prefill_ms: float = 1.0
     prepare_ms: float = 1.0
     load_ms: float = 100.0
+    parallel: float = 0.0  # share of a step that its threads divide among them (Amdahl)
 
 
 def answer_text(tokens: int) -> str:
@@ -148,6 +149,7 @@ class SimulatedEngine:
         self._waking = False
         self._lease: hal.Quantum | None = None
         self._leased: list[_Work] = []
+        self._threads = 0  # of the last lease, also when that has ended
         self._ends_at = self._reported_at = 0.0
         self._batch: list[tuple[_Work, int]] = []  # the step that is being computed
         self._began_at = 0.0
@@ -158,6 +160,11 @@ class SimulatedEngine:
     def tasks(self) -> frozenset[TaskId]:
         """Those it holds something of."""
         return frozenset({*self._works, *(work.task for work in self._front)}) - self._unwanted
+
+    @property
+    def threads(self) -> int:
+        """On which it computes a step at this moment."""
+        return self._lease.threads if self._lease is not None and self._batch else 0
 
     # ---- Engine, for the kernel
 
@@ -252,8 +259,11 @@ class SimulatedEngine:
             self._lease = None
 
     def _take_lease(self, quantum: hal.Quantum) -> None:
+        fewer, self._threads = quantum.threads < self._threads, quantum.threads
         self._report(idle=False)
         self._lease = quantum
+        if fewer:
+            self._send(_Tally().report(quantum.number, idle=False))
         self._ends_at = self._timeline.now + quantum.time_ms
         self._leased = []
         for slot in quantum.slots:
@@ -334,7 +344,8 @@ class SimulatedEngine:
             return
         prefill = sum(count for work, count in batch if count > 1 or count < work.pending)
         finish = self._crash if faults else partial(self._complete, self._step)
-        self._timeline.plan(self._model.step_ms + prefill * self._model.prefill_ms, finish)
+        alone = self._model.step_ms + prefill * self._model.prefill_ms
+        self._timeline.plan(alone * (1 - self._model.parallel + self._model.parallel / self.threads), finish)
 
     def _crash(self) -> None:
         self.die("killed by SIGSEGV")

@@ -32,6 +32,7 @@ class Stepper:
         self._model, self._pool, self._gang = model, pool, gang
         self._proceed, self._send, self._finish = proceed, send, finish
         self._lease: Quantum | None = None
+        self._threads = 0  # of the last lease, also when that has ended
         self._works: list[Work] = []
         self._touched: dict[TaskId, Work] = {}
         self._ended: list[tuple[Work, str]] = []  # in this step
@@ -48,9 +49,12 @@ class Stepper:
         return self._lease is not None
 
     def lease(self, quantum: Quantum, works: dict[TaskId, Work]) -> None:
-        """Replace the lease at a step boundary."""
+        """Replace the lease at a step boundary. Who has fewer cores now tells it: another worker waits for them."""
+        fewer, self._threads = quantum.threads < self._threads, quantum.threads
         self._report(idle=False)
         self._lease = quantum
+        if fewer:
+            self._send(Report(quantum.number, (), 0, Tokens(0), Tokens(0), 0.0, idle=False, aborted=False))
         self._ends_at = time.perf_counter() + quantum.time_ms / 1000
         self._works = []
         for slot in quantum.slots:

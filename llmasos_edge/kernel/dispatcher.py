@@ -230,8 +230,10 @@ class Dispatcher:
         processor = self.processor(model)
         if processor.phase is not Phase.LOADED:
             return  # it was dropped meanwhile
-        if not report.aborted:
-            processor.rates.learn(report.steps, report.prefilled, report.busy_ms)
+        lease = processor.grants.confirm(report.number)
+        if lease is not None and not report.aborted:
+            rates = processor.speeds.with_threads(lease.threads)
+            rates.learn(report.steps, report.prefilled, report.decoded, report.busy_ms)
         processor.account(report.busy_ms)
         processor.used_at = now
         if report.steps and not report.aborted:
@@ -242,6 +244,7 @@ class Dispatcher:
                 self._progress(task, progress, now)
         if report.idle and report.number == processor.numbers:
             processor.quantum = processor.expect_by = None
+            processor.grants.clear()
         else:
             processor.expect(now)
 

@@ -11,6 +11,7 @@ from llmasos_edge.kernel.units import Milliseconds, Tokens
 BATCH: Final = 512  # tokens of the largest step: the context's n_batch
 CHUNK_MIN: Final = 16
 SMOOTHING: Final = 0.3  # weight of the newest measurement
+STEP_MAX_MS: Final = 1000.0  # no step is meant to be longer: so long may another model's first task have to wait
 
 
 @dataclass(slots=True)
@@ -19,16 +20,28 @@ class Rates:
 
     step_ms: float = 20.0
     prefill_ms: float = 4.0
+    width: float = 0.0  # sequences of the steps that `step_ms` was measured on; 0: none yet
 
-    def learn(self, steps: int, prefilled: int, busy_ms: float) -> None:
+    def learn(self, steps: int, prefilled: int, decoded: int, busy_ms: float) -> None:
         if steps and not prefilled:
-            self.step_ms += SMOOTHING * (busy_ms / steps - self.step_ms)
+            width = decoded / steps
+            weight = SMOOTHING if alike(width, self.width) else 1.0
+            self.step_ms += weight * (busy_ms / steps - self.step_ms)
+            self.width = width
         elif prefilled >= CHUNK_MIN:
             cost = max(0.01, (busy_ms - (steps - 1) * self.step_ms) / prefilled)
             self.prefill_ms += SMOOTHING * (cost - self.prefill_ms)
 
+    def scaled(self, factor: float) -> "Rates":
+        return Rates(self.step_ms * factor, self.prefill_ms * factor)
+
     def expected_ms(self, steps: int, prefill: int) -> float:
         return steps * self.step_ms + prefill * self.prefill_ms
+
+
+def alike(one: float, other: float) -> bool:
+    """What was measured on steps of so many sequences may be compared."""
+    return abs(one - other) <= 0.25 * max(one, other)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +73,6 @@ def compose(number: int, running: Sequence[Task], room: int, rates: Rates, targe
         left = Tokens(min(share, task.submission.max_tokens - task.generated))
         task.granted = Tokens(prompts[task.id] + left)
         slots.append(Slot(task.id, Tokens(prompts[task.id]), left))
-    chunk = BATCH
-    if decodes and prefills:
-        chunk = int((targets.decode_ms - rates.step_ms) / rates.prefill_ms)
+    longest = targets.decode_ms if decodes and prefills else STEP_MAX_MS
+    chunk = int((longest - rates.step_ms) / rates.prefill_ms)
     return Quantum(number, tuple(slots), Tokens(max(CHUNK_MIN, min(BATCH, chunk))), targets.quantum_ms, threads)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmasos_edge.kernel.hal import Quantum, Slot
-from llmasos_edge.kernel.scheduling.batch import BATCH, CHUNK_MIN, Rates, Targets, compose
+from llmasos_edge.kernel.scheduling.batch import BATCH, CHUNK_MIN, STEP_MAX_MS, Rates, Targets, compose
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Milliseconds, Priority, Tokens
 from tests.kernel.nodes import tcb
@@ -61,10 +61,9 @@ def test_a_chunk_keeps_decoding_within_the_target(step: float, prefill: float, d
     rates = Rates(step, prefill)
     chunk = compose(1, running, 4000, rates, TARGETS, threads=1).chunk
     assert CHUNK_MIN <= chunk <= BATCH
-    if decoding and prompts:
-        assert chunk == CHUNK_MIN or rates.expected_ms(1, chunk) <= TARGETS.decode_ms + 1e-6
-    else:
-        assert chunk == BATCH
+    longest = TARGETS.decode_ms if decoding and prompts else STEP_MAX_MS
+    assert chunk == CHUNK_MIN or rates.expected_ms(1, chunk) <= longest + 1e-6
+    assert chunk == BATCH or rates.expected_ms(1, chunk + 1) > longest - 1e-6
 
 
 @pytest.mark.parametrize(("step", "prefill"), [(8.0, 1.5), (250.0, 40.0)])
@@ -72,14 +71,14 @@ def test_rates_come_close_to_what_is_measured(step: float, prefill: float) -> No
     """After some reports the expectation is right within a tenth."""
     rates = Rates()
     for _ in range(30):
-        rates.learn(steps=5, prefilled=0, busy_ms=5 * step)
-        rates.learn(steps=2, prefilled=200, busy_ms=2 * step + 200 * prefill)
+        rates.learn(steps=5, prefilled=0, decoded=5, busy_ms=5 * step)
+        rates.learn(steps=2, prefilled=200, decoded=2, busy_ms=2 * step + 200 * prefill)
     assert rates.expected_ms(3, 100) == pytest.approx(3 * step + 100 * prefill, rel=0.1)
 
 
 def test_a_handful_of_prompt_tokens_teaches_nothing() -> None:
     """A report without steps, or with few prompt tokens, is not divided by."""
     rates = Rates(10.0, 2.0)
-    rates.learn(0, 0, 50.0)
-    rates.learn(1, CHUNK_MIN - 1, 500.0)
+    rates.learn(0, 0, 0, 50.0)
+    rates.learn(1, CHUNK_MIN - 1, 1, 500.0)
     assert rates == Rates(10.0, 2.0)
