@@ -8,7 +8,7 @@ from typing import Final
 
 NAMES: Final = (
     *("decode", "mqtt", "memory", "footprint", "models", "budget", "worker"),
-    *("swap-crash", "fit", "pressure", "sessions", "prefix", "cores"),
+    *("swap-crash", "fit", "pressure", "sessions", "prefix", "cores", "prefill", "promises"),
 )
 
 

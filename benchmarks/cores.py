@@ -2,22 +2,20 @@
 
 import argparse
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Final, Self
+from typing import Final
 
 from benchmarks.machine import describe
 from benchmarks.node import MODEL, STATE, BenchNode, model_file
 from benchmarks.peer import BATCHED_BENCH, find_peer, run_peer
 from benchmarks.report import spread, table, verdict
 from benchmarks.rig import Rig
+from benchmarks.stream import Stream, node_deltas
 from llmasos_edge.kernel.hal import Report
 from tests.quantized import quantized
 
@@ -100,51 +98,21 @@ def _verdicts(found: dict[str, list[Rates]], gaps: Sequence[float]) -> None:
 # ---- through the node
 
 
-@dataclass(slots=True)
-class _Stream:
-    """A context: inside it a task of one model generates; `moments` are those of its deltas."""
-
-    node: BenchNode
-    model: str
-    body: dict[str, object]
-    moments: list[float] = field(default_factory=list)
-    _over: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread = field(init=False)
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _read(self) -> None:
-        with self.node.client() as client:
-            for event in client.stream("submit", op="generate", body=self.body | {"model": self.model}):
-                if "delta" in event:
-                    self.moments.append(time.perf_counter())
-                if self._over.is_set():
-                    return  # hanging up cancels the task
-
-    def wait(self) -> None:
-        while not self.moments:
-            time.sleep(0.01)
+def _stream(node: BenchNode, model: str, body: dict[str, object]) -> Stream:
+    return Stream(node_deltas(node, body | {"model": model}))
 
 
 def _through_node(node: BenchNode, options: argparse.Namespace, gaps: list[float]) -> Rates:
     with ExitStack() as stack:
         names = [name for name in (MODEL, OTHER) for _ in range(options.streams)]
-        streams = [stack.enter_context(_Stream(node, name, COUNTING)) for name in names]
+        streams = [stack.enter_context(_stream(node, name, COUNTING)) for name in names]
         for each in streams:
-            each.wait()
+            each.first()
         before, began = _generated(node), time.perf_counter()
         time.sleep(options.seconds)
         after, ended = _generated(node), time.perf_counter()
     for each in streams:
-        moments = [began, *(moment for moment in each.moments if began < moment < ended), ended]
-        gaps += [(later - sooner) * 1000 for sooner, later in pairwise(moments)]
+        gaps += each.gaps(began, ended)
     first, second = ((after[name] - before[name]) / (ended - began) for name in (MODEL, OTHER))
     return first, second
 
@@ -244,13 +212,10 @@ def _first_tokens(node: BenchNode, count: int, priority: str, beside: dict[str, 
         with ExitStack() as stack:
             if beside is not None:
                 prompt = str(beside["prompt"])
-                stack.enter_context(_Stream(node, MODEL, beside | {"prompt": f"{number + 1}: {prompt}"}))
+                stack.enter_context(_stream(node, MODEL, beside | {"prompt": f"{number + 1}: {prompt}"}))
                 time.sleep(0.5)
-            with node.client() as client:
-                sent = time.perf_counter()
-                body = {"prompt": f"{number + 1}: {ALARM}", "max_tokens": 8, "class": priority, "temperature": 0}
-                for event in client.stream("submit", op="generate", body=body | {"model": OTHER}):
-                    if "delta" in event:
-                        took.append((time.perf_counter() - sent) * 1000)
-                        break
+            sent = time.perf_counter()
+            body = {"prompt": f"{number + 1}: {ALARM}", "max_tokens": 8, "class": priority, "temperature": 0}
+            with _stream(node, OTHER, body) as arriving:
+                took.append((arriving.first() - sent) * 1000)
     return spread(took, 0)

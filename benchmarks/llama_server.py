@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 from benchmarks.chat import Answered, Messages
 from benchmarks.node import STATE, STOP_S, model_file
+from benchmarks.stream import Deltas
 
 HOST: Final = "127.0.0.1"
 LOG: Final = STATE / "llama-server.log"
@@ -72,6 +73,20 @@ class LlamaServer:
     def chat(self, messages: Messages, tokens: int) -> Answered:
         """A whole conversation's next answer."""
         return stream_chat(self._port, messages, tokens)
+
+    def deltas(self, prompt: str, tokens: int) -> Deltas:
+        """What comes of a prompt that is no conversation."""
+        return _deltas(self._port, prompt, tokens)
+
+
+def _deltas(port: int, prompt: str, tokens: int) -> Deltas:
+    body: dict[str, object] = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "stream": True}
+    with _request(port, "POST", "/completion", body) as response:
+        if response.status != http.client.OK:
+            sys.exit(f"benchmarks: llama-server refuses a request: {response.read()[:500]!r}")
+        for event in _events(response):
+            if event.get("content"):
+                yield
 
 
 def stream_chat(port: int, messages: Messages, tokens: int) -> Answered:
