@@ -76,6 +76,17 @@ def test_rates_come_close_to_what_is_measured(step: float, prefill: float) -> No
     assert rates.expected_ms(3, 100) == pytest.approx(3 * step + 100 * prefill, rel=0.1)
 
 
+def test_steps_of_another_width_are_measured_anew() -> None:
+    """What one sequence costs says little of sixteen; a few more or fewer are smoothed over."""
+    rates = Rates()
+    rates.learn(steps=10, prefilled=0, decoded=10, busy_ms=100.0)
+    assert (rates.step_ms, rates.width) == (10.0, 1.0)
+    rates.learn(steps=10, prefilled=0, decoded=160, busy_ms=400.0)
+    assert (rates.step_ms, rates.width) == (40.0, 16.0)
+    rates.learn(steps=10, prefilled=0, decoded=150, busy_ms=300.0)
+    assert rates.step_ms == pytest.approx(37.0)
+
+
 def test_a_handful_of_prompt_tokens_teaches_nothing() -> None:
     """A report without steps, or with few prompt tokens, is not divided by."""
     rates = Rates(10.0, 2.0)
