@@ -83,7 +83,7 @@ def _starvation(node: BenchNode, clients: Clients, options: argparse.Namespace) 
         tasks = [task for task in node.call("ps") if task["client"] == "archive"]
         looks, with_batch = looks + 1, with_batch + any(task["state"] == "RUNNING" for task in tasks)
         for task in tasks:
-            if task["generated_tokens"] > told.get(task["id"], -1):
+            if task["state"] == "RUNNING" or task["generated_tokens"] > told.get(task["id"], -1):
                 told[task["id"]] = task["generated_tokens"]
                 moments[task["id"]].append(time.perf_counter())
     share = with_batch / looks
