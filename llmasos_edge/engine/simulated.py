@@ -251,7 +251,7 @@ class SimulatedEngine:
             command()
         if self._lease is None:
             return
-        batch = [] if self._timeline.now >= self._ends_at else self._compose(self._lease.chunk)
+        batch = [] if self._timeline.now >= self._ends_at else self._compose(self._lease)
         if batch:
             self._begin_step(batch)
         else:
@@ -321,10 +321,10 @@ class SimulatedEngine:
 
     # ---- steps
 
-    def _compose(self, chunk: int) -> list[tuple[_Work, int]]:
+    def _compose(self, lease: hal.Quantum) -> list[tuple[_Work, int]]:
         """Who computes how many tokens: every decode first, then prefill in the order of the lease."""
         batch = [(work, 1) for work in self._leased if work.runnable and work.pending == 1]
-        left = min(chunk, STEP_TOKENS - len(batch))
+        left = min(lease.prompt_tokens(decoding=bool(batch)), STEP_TOKENS - len(batch))
         for work in self._leased:
             count = min(left, work.pending, work.prefill_left)
             if work.runnable and work.pending > 1 and count > 0:

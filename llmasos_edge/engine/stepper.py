@@ -76,7 +76,7 @@ class Stepper:
         if lease is None:
             return
         started = time.perf_counter()
-        batch = [] if started >= self._ends_at else self._compose(lease.chunk)
+        batch = [] if started >= self._ends_at else self._compose(lease)
         if not batch:
             self._report(idle=True)
             self._lease = None
@@ -99,7 +99,7 @@ class Stepper:
             self._finish(work, reason)
         self._ended.clear()
 
-    def _compose(self, chunk: int) -> list[tuple[Work, int]]:
+    def _compose(self, lease: Quantum) -> list[tuple[Work, int]]:
         """Who computes how many tokens: every decode first, then prefill in the order of the lease.
 
         Of those who wait for the same prefix the first one computes it, whichever that is in this step.
@@ -108,7 +108,7 @@ class Stepper:
             if work.sharing or work.pieces:
                 self._proceed(work)
         batch = [(work, 1) for work in self._works if work.runnable and work.pending == 1]
-        left = min(chunk, STEP_TOKENS - len(batch))
+        left = min(lease.prompt_tokens(decoding=bool(batch)), STEP_TOKENS - len(batch))
         targets = set[int | None]()
         for work in self._works:
             if work.runnable and work.pending > 1 and work.target not in targets:

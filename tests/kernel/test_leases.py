@@ -208,3 +208,16 @@ def test_threads_never_exceed_the_cores_while_models_come_and_go(simulate: Simul
             simulation.do(simulation.syscalls.cancel, tasks[-1].id)
     simulation.run()
     assert all(is_ok(simulation, task) for number, task in enumerate(tasks) if number % 9)
+
+
+def test_who_begins_to_decode_does_not_wait_for_the_long_steps_of_others(simulate: Simulate) -> None:
+    """Also within the lease in which nobody had decoded yet: the worker knows who does."""
+    simulation = loaded(simulate({A: scaling(0.0)}))
+    first = simulation.submit(SimulatedProgram(prompt=50, answer=30))
+    simulation.submit(READING)
+    while not first.generated:
+        simulation.step()
+    began = simulation.now
+    simulation.run(4 * 150)
+    assert first.generated >= 4, f"{first.generated} tokens in {simulation.now - began} ms"
+    stop(simulation)

@@ -66,13 +66,15 @@ def compose(number: int, running: Sequence[Task], room: int, rates: Rates, targe
     ordered = sorted(running, key=lambda task: (-task.priority, task.order))
     prompts = {task.id: max(0, task.tokens - task.computed) for task in ordered}
     share = max(0, room) // max(1, len(ordered))
-    decodes = any(prompts[task.id] <= 1 for task in ordered)
-    prefills = any(prompts[task.id] > 1 for task in ordered)
     slots = []
     for task in ordered:
         left = Tokens(min(share, task.submission.max_tokens - task.generated))
         task.granted = Tokens(prompts[task.id] + left)
         slots.append(Slot(task.id, Tokens(prompts[task.id]), left))
-    longest = targets.decode_ms if decodes and prefills else STEP_MAX_MS
-    chunk = int((longest - rates.step_ms) / rates.prefill_ms)
-    return Quantum(number, tuple(slots), Tokens(max(CHUNK_MIN, min(BATCH, chunk))), targets.quantum_ms, threads)
+    chunk, beside = (_chunk(longest, rates) for longest in (STEP_MAX_MS, targets.decode_ms))
+    return Quantum(number, tuple(slots), chunk, targets.quantum_ms, threads, beside)
+
+
+def _chunk(longest_ms: float, rates: Rates) -> Tokens:
+    """So many prompt tokens that a step takes no longer, also where others decode in it."""
+    return Tokens(max(CHUNK_MIN, min(BATCH, int((longest_ms - rates.step_ms) / rates.prefill_ms))))
