@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -16,6 +16,7 @@ from benchmarks.peer import BATCHED_BENCH, find_peer, run_peer
 from benchmarks.report import spread, table, verdict
 from benchmarks.rig import Rig
 from benchmarks.stream import Stream, node_deltas
+from llmasos_edge.errors import LLMasOSError
 from llmasos_edge.kernel.hal import Report
 from tests.quantized import quantized
 
@@ -42,6 +43,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer", type=Path, metavar="PATH", help="a llama-batched-bench that is built already")
     parser.add_argument("--pairs", type=int, default=5, help="interleaved rounds of all ways (5)")
     parser.add_argument("--seconds", type=float, default=10, metavar="S", help="of each measurement (10)")
+    parser.add_argument(
+        "--settle", type=float, default=3, metavar="S", help="in which the node tries both ways to share, before (3)"
+    )
     parser.add_argument("--tokens", type=int, default=300, help="that each task of llama-batched-bench generates (300)")
     parser.add_argument("--streams", type=int, default=1, metavar="N", help="tasks at once of each model (1)")
     parser.add_argument("--other", default="Q4_0", metavar="KIND", help="quantization of the second model (Q4_0)")
@@ -108,6 +112,7 @@ def _through_node(node: BenchNode, options: argparse.Namespace, gaps: list[float
         streams = [stack.enter_context(_stream(node, name, COUNTING)) for name in names]
         for each in streams:
             each.first()
+        time.sleep(options.settle)
         before, began = _generated(node), time.perf_counter()
         time.sleep(options.seconds)
         after, ended = _generated(node), time.perf_counter()
@@ -218,4 +223,7 @@ def _first_tokens(node: BenchNode, count: int, priority: str, beside: dict[str, 
             body = {"prompt": f"{number + 1}: {ALARM}", "max_tokens": 8, "class": priority, "temperature": 0}
             with _stream(node, OTHER, body) as arriving:
                 took.append((arriving.first() - sent) * 1000)
+            for task in node.call("ps"):  # a prompt that is being read has no text with which to see the hang-up
+                with suppress(LLMasOSError):
+                    node.call("kill", task=task["id"])
     return spread(took, 0)

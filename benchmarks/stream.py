@@ -3,13 +3,13 @@
 import threading
 import time
 from collections.abc import Generator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import pairwise
 from types import TracebackType
 from typing import Self
 
 from benchmarks.node import BenchNode
-from llmasos_edge.errors import Panic
+from llmasos_edge.errors import Cancelled, Panic
 
 Deltas = Generator[None, None, None]  # closing it hangs up, which cancels the task
 PATIENCE_S = 600.0
@@ -56,8 +56,8 @@ class Stream:
 
 
 def node_deltas(node: BenchNode, body: Mapping[str, object]) -> Deltas:
-    """A `generate` over a connection of its own to the control socket."""
-    with node.client() as client:
+    """A `generate` over a connection of its own to the control socket; it ends where somebody kills the task."""
+    with node.client() as client, suppress(Cancelled):
         for event in client.stream("submit", op="generate", body=dict(body)):
             if "delta" in event:
                 yield
