@@ -12,6 +12,7 @@ from typing import Any, Final
 from benchmarks.chat import Answered, Messages
 from benchmarks.node import STATE, model_file
 from benchmarks.peer_server import HOST, PeerServer, free_port
+from benchmarks.stream import Deltas
 
 PATIENCE_S: Final = 600.0
 # As here: all cores, q8_0 KV, flash attention, one KV buffer for all, steps of 512, weights mapped as they are.
@@ -36,6 +37,20 @@ class LlamaServer(PeerServer):
     def chat(self, messages: Messages, tokens: int) -> Answered:
         """A whole conversation's next answer."""
         return stream_chat(self.port, messages, tokens)
+
+    def deltas(self, prompt: str, tokens: int) -> Deltas:
+        """What comes of a prompt that is no conversation."""
+        return _deltas(self.port, prompt, tokens)
+
+
+def _deltas(port: int, prompt: str, tokens: int) -> Deltas:
+    body: dict[str, object] = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "stream": True}
+    with _request(port, "POST", "/completion", body) as response:
+        if response.status != http.client.OK:
+            sys.exit(f"benchmarks: llama-server refuses a request: {response.read()[:500]!r}")
+        for event in _events(response):
+            if event.get("content"):
+                yield
 
 
 def stream_chat(port: int, messages: Messages, tokens: int) -> Answered:

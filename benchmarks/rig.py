@@ -4,6 +4,7 @@ import os
 import queue
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -25,11 +26,11 @@ M = TypeVar("M")
 class Rig:
     """A context: a loaded worker inside it. Times are seconds of time.perf_counter()."""
 
-    def __init__(self, cells: int = 8192, sequences: int = 16) -> None:
+    def __init__(self, cells: int = 8192, sequences: int = 16, path: Path | None = None) -> None:
         self.threads = len(os.sched_getaffinity(0))
         self._load = Load(
             model=ModelId(MODEL),
-            path=str(model_file()),
+            path=str(path or model_file()),
             context=4096,
             cells=cells,
             sequences=sequences,
@@ -96,11 +97,11 @@ class Rig:
         moment, it = self.wait(Saved)
         return moment - sent, Piece(it.segment, extent, it.size, it.start, it.end, it.checksum)
 
-    def grant(self, *names: str, decode: int = 100_000, ms: int = ENDLESS_MS) -> int:
-        """A lease for these tasks, of any prefill; its number."""
+    def grant(self, *names: str, decode: int = 100_000, ms: int = ENDLESS_MS, threads: int | None = None) -> int:
+        """A lease for these tasks, of any prefill, with all threads unless told; its number."""
         self._numbers += 1
         slots = tuple(Slot(TaskId(name), Tokens(STEP * 100), Tokens(decode)) for name in names)
-        self.host.grant(Quantum(self._numbers, slots, Tokens(STEP), Milliseconds(ms), self.threads))
+        self.host.grant(Quantum(self._numbers, slots, Tokens(STEP), Milliseconds(ms), threads or self.threads))
         return self._numbers
 
     def compute(self, *names: str, decode: int) -> tuple[float, str]:

@@ -20,8 +20,8 @@ Deliver = Callable[[ModelId, hal.Event], None]
 
 @dataclass(frozen=True, slots=True)
 class SimulatedModel:
-    """What a step costs: `step_ms`, and more for each token that it generates, for each prompt token, and for each cell
-    that a generated or a prompt token attends to. A mute one tells no text.
+    """What a step costs on one thread: `step_ms`, and more for each token that it generates, for each prompt token, and
+    for each cell that a generated or a prompt token attends to. A mute one tells no text.
 
     It reports every `report_ms` (by default as the real stepper does); a first token, an end or an abort at once.
     """
@@ -37,6 +37,7 @@ class SimulatedModel:
     load_ms: float = 100.0
     mute: bool = False
     report_ms: float = 40.0
+    parallel: float = 0.0  # share of a step that its threads divide among them (Amdahl)
 
     def costs(self, batch: Iterable[tuple[int, int, bool]]) -> float:
         """Milliseconds of a step: for each task the tokens it has computed, those it computes, and whether that
@@ -92,6 +93,7 @@ class SimulatedEngine:
         self._waking = False
         self._lease: hal.Quantum | None = None
         self._leased: list[Work] = []
+        self._threads = 0  # of the last lease, also when that has ended
         self._ends_at = self._reported_at = 0.0
         self._batch: list[tuple[Work, int]] = []  # the step that is being computed
         self._steps = 1  # and as many like it, one after another, unless somebody interferes
@@ -104,6 +106,11 @@ class SimulatedEngine:
     def tasks(self) -> frozenset[TaskId]:
         """Those it holds something of."""
         return frozenset({*self._works, *(work.task for work in self._front)}) - self._unwanted
+
+    @property
+    def threads(self) -> int:
+        """On which it computes a step at this moment."""
+        return self._lease.threads if self._lease is not None and self._batch else 0
 
     # ---- Engine, for the kernel
 
@@ -196,7 +203,7 @@ class SimulatedEngine:
             command()
         if self._lease is None:
             return
-        batch = [] if self._timeline.now >= self._ends_at else self._compose(self._lease.chunk)
+        batch = [] if self._timeline.now >= self._ends_at else self._compose(self._lease)
         if batch:
             self._begin_step(batch)
         else:
@@ -204,8 +211,11 @@ class SimulatedEngine:
             self._lease = None
 
     def _take_lease(self, quantum: hal.Quantum) -> None:
+        fewer, self._threads = quantum.threads < self._threads, quantum.threads
         self._report(idle=False)
         self._lease = quantum
+        if fewer:
+            self._send(Tally().report(quantum.number, idle=False))
         self._ends_at = self._timeline.now + quantum.time_ms
         self._leased = []
         for slot in quantum.slots:
@@ -267,14 +277,16 @@ class SimulatedEngine:
 
     # ---- steps
 
-    def _compose(self, chunk: int) -> list[tuple[Work, int]]:
+    def _compose(self, lease: hal.Quantum) -> list[tuple[Work, int]]:
         """Who computes how many tokens: every decode first, then prefill in the order of the lease; or nobody but those
         who are hurried.
         """
         hurried = [work for work in self._leased if work.hurried]
         pending = [(work, work.pending) for work in hurried or self._leased if work.runnable]
         batch = [(work, 1) for work, tokens in pending if tokens == 1]
-        left = STEP_TOKENS if hurried else min(chunk, STEP_TOKENS - len(batch))
+        left = STEP_TOKENS - len(batch)
+        if not hurried:
+            left = min(left, lease.prompt_tokens(decoding=bool(batch)))
         for work, tokens in pending if len(batch) < len(pending) else ():
             count = min(left, tokens, work.prefill_left)
             if tokens > 1 and count > 0:
@@ -293,7 +305,8 @@ class SimulatedEngine:
         if Fault.HANG in faults:
             return
         prefill = any(count > 1 or count < work.pending for work, count in batch)
-        self._step_ms = self._model.costs((work.computed, count, count == work.pending) for work, count in batch)
+        alone = self._model.costs((work.computed, count, count == work.pending) for work, count in batch)
+        self._step_ms = alone * (1 - self._model.parallel + self._model.parallel / self.threads)
         if faults:
             self._timeline.plan(self._step_ms, self._crash)
             return

@@ -32,6 +32,7 @@ class Stepper:
         self._model, self._pool, self._gang = model, pool, gang
         self._proceed, self._send, self._finish = proceed, send, finish
         self._lease: Quantum | None = None
+        self._threads = 0  # of the last lease, also when that has ended
         self._works: list[Work] = []
         self._touched: dict[TaskId, Work] = {}
         self._ended: list[tuple[Work, str]] = []  # in this step
@@ -48,9 +49,12 @@ class Stepper:
         return self._lease is not None
 
     def lease(self, quantum: Quantum, works: dict[TaskId, Work]) -> None:
-        """Replace the lease at a step boundary."""
+        """Replace the lease at a step boundary. Who has fewer cores now tells it: another worker waits for them."""
+        fewer, self._threads = quantum.threads < self._threads, quantum.threads
         self._report(idle=False)
         self._lease = quantum
+        if fewer:
+            self._send(Report(quantum.number, (), 0, Tokens(0), Tokens(0), 0.0, idle=False, aborted=False))
         self._ends_at = time.perf_counter() + quantum.time_ms / 1000
         self._works = []
         for slot in quantum.slots:
@@ -72,7 +76,7 @@ class Stepper:
         if lease is None:
             return
         started = time.perf_counter()
-        batch = [] if started >= self._ends_at else self._compose(lease.chunk)
+        batch = [] if started >= self._ends_at else self._compose(lease)
         if not batch:
             self._report(idle=True)
             self._lease = None
@@ -95,7 +99,7 @@ class Stepper:
             self._finish(work, reason)
         self._ended.clear()
 
-    def _compose(self, chunk: int) -> list[tuple[Work, int]]:
+    def _compose(self, lease: Quantum) -> list[tuple[Work, int]]:
         """Who computes how many tokens: every decode first, then prefill in the order of the lease; or nobody but those
         who are hurried.
 
@@ -106,7 +110,9 @@ class Stepper:
                 self._proceed(work)
         hurried = [work for work in self._works if work.hurried]
         batch = [(work, 1) for work in self._works if work.runnable and work.pending == 1 and not hurried]
-        left = STEP_TOKENS if hurried else min(chunk, STEP_TOKENS - len(batch))
+        left = STEP_TOKENS - len(batch)
+        if not hurried:
+            left = min(left, lease.prompt_tokens(decoding=bool(batch)))
         targets = set[int | None]()
         for work in hurried or self._works:
             if work.runnable and work.pending > 1 and work.target not in targets:

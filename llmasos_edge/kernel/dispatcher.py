@@ -231,8 +231,10 @@ class Dispatcher:
         processor = self.processor(model)
         if processor.phase is not Phase.LOADED:
             return  # it was dropped meanwhile
-        if not report.aborted:
-            processor.rates.learn(report.steps, report.decoded, report.prefilled, report.busy_ms)
+        lease = processor.grants.confirm(report.number)
+        if lease is not None and not report.aborted:
+            rates = processor.speeds.with_threads(lease.threads)
+            rates.learn(report.steps, report.decoded, report.prefilled, report.busy_ms)
         processor.account(report.busy_ms)
         processor.used_at = now
         if report.steps and not report.aborted:
@@ -247,6 +249,7 @@ class Dispatcher:
             processor.charge(client, 0, tokens)
         if report.idle and report.number == processor.numbers:
             processor.quantum = processor.expect_by = None
+            processor.grants.clear()
         else:
             processor.expect(now)
 

@@ -38,7 +38,8 @@ class Slot:
 class Quantum:
     """A lease: run these slots until `time_ms` have passed or their allowances are used up.
 
-    It replaces the lease before it at the next step boundary. `chunk` bounds the prompt tokens of one step.
+    It replaces the lease before it at the next step boundary. `chunk` bounds the prompt tokens of a step, `beside`
+    those of a step in which others decode (None: as `chunk`).
     """
 
     number: int
@@ -46,6 +47,11 @@ class Quantum:
     chunk: Tokens
     time_ms: Milliseconds
     threads: int
+    beside: Tokens | None = None
+
+    def prompt_tokens(self, *, decoding: bool) -> Tokens:
+        """At most, of one step."""
+        return self.chunk if self.beside is None or not decoding else self.beside
 
 
 @dataclass(frozen=True, slots=True)

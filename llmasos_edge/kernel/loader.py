@@ -247,7 +247,8 @@ class Loader:
         self._to_the_back(processor)
         step, prefill = event.details.get("step_ms"), event.details.get("prefill_ms")
         if isinstance(step, float) and isinstance(prefill, float):
-            processor.rates.step_ms, processor.rates.prefill_ms = step, prefill
+            rates = processor.speeds.use(self.machine.cores)
+            rates.step_ms, rates.prefill_ms = step, prefill
         self._trace.record(now, "model.loaded", model=processor.model, **event.details)
 
     def _measured(self, event: hal.Measured, now: Milliseconds) -> None:
@@ -309,6 +310,7 @@ class Loader:
     def _forget_worker(self, processor: Processor) -> None:
         processor.regions, processor.phase, processor.engine = (), Phase.UNLOADED, None
         processor.quantum = processor.expect_by = processor.prepare_by = None
+        processor.grants.clear()
         processor.interrupted = processor.urgent = processor.draining = processor.due = processor.leaving = False
         processor.progress = processor.resizing = None
         processor.awaits = None

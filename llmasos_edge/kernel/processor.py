@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Final
 
 from llmasos_edge.errors import Panic
+from llmasos_edge.kernel.grants import Grants, Speeds
 from llmasos_edge.kernel.hal import Engine, Limits, Quantum
 from llmasos_edge.kernel.memory.budget import Region
 from llmasos_edge.kernel.memory.replacement import Uses
@@ -51,15 +52,16 @@ class Processor:
         self.saving = 0  # segments that the worker has been told to save, and has not told of yet
         self.suspects: deque[Task] = deque()  # were in a worker that died; each runs alone
         self.live = 0  # tasks of this model that have no outcome yet, wherever they wait
-        self.rates = Rates()
+        self.speeds: Final = Speeds()
         self.shares = Shares()
         self.ready = ReadyQueue(self.shares.served)
         self.debts = Debts()
         self.typical: Work | None = None  # what a task has taken, on average; None: not known yet
         self.quantum_ms = Milliseconds(0)  # as the last dispatch had it
-        self.quantum: Quantum | None = None  # the lease that the worker holds
+        self.quantum: Quantum | None = None  # the lease that it was sent last, until it is used up
+        self.grants: Final = Grants()
         self.numbers = 0
-        self.lease_until = Milliseconds(0)
+        self.lease_until = self.owed_until = Milliseconds(0)  # owed: its class does not matter until then
         self.changed = False  # who runs is no longer what the lease says
         self.urgent = False  # what changed can't wait for the end of a long step
         self.interrupted = False  # a step was aborted, and none has completed since
@@ -133,6 +135,11 @@ class Processor:
             self.waiting_since, self.due, self.has_served = None, False, True
         elif self.waiting_since is None:
             self.waiting_since = now
+
+    @property
+    def rates(self) -> Rates:
+        """With as many threads as it has now."""
+        return self.speeds.now
 
     @property
     def seated(self) -> list[Task]:

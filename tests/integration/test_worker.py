@@ -90,6 +90,19 @@ def test_prefill_is_cut_into_chunks(rig: Rig) -> None:
     assert sum(report.steps for report in reports) == -(-computed // 16)
 
 
+def test_fewer_threads_are_told_of_at_once(rig: Rig) -> None:
+    """At the boundary where the lease is taken, before a step of it: another worker waits for the cores."""
+    task = rig.start("threads", tokens=60)
+    rig.grant(task, threads=2)
+    rig.wait(Report)
+    number = rig.grant(task, threads=1)
+    told = rig.wait(Report, lambda event: event.number == number)
+    assert (told.steps, told.progress, told.idle) == (0, (), False)
+    number = rig.grant(task, threads=2)
+    assert rig.wait(Report, lambda event: event.number == number).steps, "more threads are nobody's business"
+    rig.finish(task)
+
+
 def test_a_lease_ends_and_the_next_one_goes_on(rig: Rig) -> None:
     """By its allowance or its time, with an idle report; the text is that of an undisturbed run."""
     expected = rig.alone("lease", tokens=12)

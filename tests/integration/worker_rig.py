@@ -117,10 +117,12 @@ class Rig:
         number = self.grant(*tasks, decode=decode)
         self.wait(Report, lambda event: event.idle and event.number == number)
 
-    def grant(self, *tasks: TaskId, chunk: int = 512, decode: int = 4000, ms: Milliseconds = LONG) -> int:
+    def grant(
+        self, *tasks: TaskId, chunk: int = 512, decode: int = 4000, ms: Milliseconds = LONG, threads: int = 1
+    ) -> int:
         self._number += 1
         slots = tuple(Slot(task, Tokens(4000), Tokens(decode)) for task in tasks)
-        self.host.grant(Quantum(self._number, slots, Tokens(chunk), ms, 1))
+        self.host.grant(Quantum(self._number, slots, Tokens(chunk), ms, threads))
         return self._number
 
     def text(self, task: TaskId) -> str:

@@ -74,8 +74,8 @@ class CheckedSimulation(Simulation):
         self._check_queues()
         charged = {region.name for region in self.ledger.regions()}
         assert {f"{model} weights" for model in self.machine.present} <= charged, "a worker's memory was given away"
-        leases = [each.quantum for each in self.dispatcher.processors() if each.quantum is not None]
-        assert sum(lease.threads for lease in leases) <= self.machine.cores
+        computing = sum(each.threads for each in self.machine.engines.values() if each.alive)
+        assert computing <= sum(each.grants.threads for each in self.dispatcher.processors()) <= self.machine.cores
         for task in self.tasks():
             held = task.sequence is not None or is_parked(task)
             assert held or not task.live or not task.computed, f"the state of {task.id} is nowhere"

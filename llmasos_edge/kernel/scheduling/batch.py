@@ -16,6 +16,7 @@ BATCH: Final = 512  # tokens of the largest step: the context's n_batch
 CHUNK_MIN: Final = 16
 SMOOTHING: Final = 0.3  # weight of the newest measurement
 BESIDE: Final = 0.25  # what a sequence adds to a step that one takes alone, where nothing better is measured
+STEP_MAX_MS: Final = 1000.0  # no step is meant to be longer: so long may another model's first task have to wait
 
 
 @dataclass(slots=True)
@@ -32,7 +33,7 @@ class Rates:
     def learn(self, steps: int, decoded: int, prefilled: int, busy_ms: float) -> None:
         if steps and not prefilled:
             took, width = busy_ms / steps, max(1, round(decoded / steps))
-            self.step_ms += SMOOTHING * (took - self.step_ms)
+            self.step_ms += (SMOOTHING if self.widths else 1.0) * (took - self.step_ms)  # it was a guess
             self.widths[width] = self.widths.get(width, took) + SMOOTHING * (took - self.widths.get(width, took))
         elif prefilled >= CHUNK_MIN:
             others = steps if decoded > steps else steps - 1  # in which more decoded than the prompt's own task
@@ -43,6 +44,10 @@ class Rates:
         """Milliseconds to decode once for so many sequences: by what was measured for the number nearest to it."""
         near = min(self.widths, key=lambda each: abs(log(each / width)), default=1)
         return self.widths.get(near, self.step_ms) * _weight(width) / _weight(near)
+
+    def scaled(self, factor: float) -> "Rates":
+        """A guess from these: nothing in it is measured."""
+        return Rates(self.step_ms * factor, self.prefill_ms * factor)
 
     def expected_ms(self, steps: int, prefill: int) -> float:
         return steps * self.step_ms + prefill * self.prefill_ms
@@ -74,18 +79,19 @@ def compose(number: int, running: Sequence[Task], room: int, rates: Rates, targe
     ordered = sorted(running, key=lambda task: (-task.priority, task.order))
     prompts = {task.id: max(0, task.tokens - task.computed) for task in ordered}
     share = max(0, room) // max(1, len(ordered))
-    decodes = any(prompts[task.id] <= 1 for task in ordered)
-    prefills = any(prompts[task.id] > 1 for task in ordered)
     alone = _alone(ordered, rates, targets)
     slots = []
     for task in ordered:
         left = Tokens(min(share, task.submission.max_tokens - task.generated))
         task.granted = Tokens(prompts[task.id] + left)
         slots.append(Slot(task.id, Tokens(prompts[task.id]), left, task.id in alone))
-    chunk = BATCH
-    if decodes and prefills:
-        chunk = int((targets.decode_ms - rates.step_ms) / rates.prefill_ms)
-    return Quantum(number, tuple(slots), Tokens(max(CHUNK_MIN, min(BATCH, chunk))), targets.quantum_ms, threads)
+    chunk, beside = (_chunk(longest, rates) for longest in (STEP_MAX_MS, targets.decode_ms))
+    return Quantum(number, tuple(slots), chunk, targets.quantum_ms, threads, beside)
+
+
+def _chunk(longest_ms: float, rates: Rates) -> Tokens:
+    """So many prompt tokens that a step takes no longer, also where others decode in it."""
+    return Tokens(max(CHUNK_MIN, min(BATCH, int((longest_ms - rates.step_ms) / rates.prefill_ms))))
 
 
 def _alone(ordered: Sequence[Task], rates: Rates, targets: Targets) -> frozenset[TaskId]:

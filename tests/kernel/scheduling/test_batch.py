@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmasos_edge.kernel.hal import Quantum, Slot
-from llmasos_edge.kernel.scheduling.batch import BATCH, CHUNK_MIN, Rates, Targets, compose
+from llmasos_edge.kernel.scheduling.batch import BATCH, CHUNK_MIN, STEP_MAX_MS, Rates, Targets, compose
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Milliseconds, Priority, Tokens
 from tests.kernel.nodes import tcb
@@ -25,7 +25,7 @@ def test_a_quantum() -> None:
     urgent = standing(2, prompt=40, computed=0, priority=Priority.CRITICAL)
     quantum = compose(7, [decoding, urgent], 100, Rates(step_ms=10, prefill_ms=2), TARGETS, threads=2)
     slots = (Slot(urgent.id, Tokens(40), Tokens(50), alone=True), Slot(decoding.id, Tokens(1), Tokens(50)))
-    assert quantum == Quantum(7, slots, Tokens(70), Milliseconds(200), 2)
+    assert quantum == Quantum(7, slots, Tokens(495), Milliseconds(200), 2, Tokens(70))
     assert (urgent.granted, decoding.granted) == (90, 51)
 
 
@@ -65,18 +65,16 @@ def test_allowances_never_exceed_the_pool(shapes: list[tuple[int, int, int]], sp
     assert sum(task.computed + task.granted for task in running) <= cells
 
 
-@given(step=st.floats(0.1, 500), prefill=st.floats(0.01, 100), decoding=st.booleans(), prompts=st.integers(0, 4))
-def test_a_chunk_keeps_decoding_within_the_target(step: float, prefill: float, decoding: bool, prompts: int) -> None:
-    """Where some decode while others prefill, a step takes no longer than the target, or has the smallest chunk."""
-    running = [standing(n, prompt=300, computed=0) for n in range(prompts)]
-    running += [standing(9, prompt=5, computed=5, generated=1)] if decoding else []
+@given(step=st.floats(0.1, 500), prefill=st.floats(0.01, 100), decoding=st.booleans())
+def test_a_chunk_keeps_steps_within_the_target(step: float, prefill: float, decoding: bool) -> None:
+    """Where others decode, of `decode_ms`; else of a second. Or it is the smallest; and no smaller than needed."""
     rates = Rates(step, prefill)
-    chunk = compose(1, running, 4000, rates, TARGETS, threads=1).chunk
+    quantum = compose(1, [standing(1, prompt=300, computed=0)], 4000, rates, TARGETS, threads=1)
+    chunk = quantum.prompt_tokens(decoding=decoding)
+    longest = TARGETS.decode_ms if decoding else STEP_MAX_MS
     assert CHUNK_MIN <= chunk <= BATCH
-    if decoding and prompts:
-        assert chunk == CHUNK_MIN or rates.expected_ms(1, chunk) <= TARGETS.decode_ms + 1e-6
-    else:
-        assert chunk == BATCH
+    assert chunk == CHUNK_MIN or rates.expected_ms(1, chunk) <= longest + 1e-6
+    assert chunk == BATCH or rates.expected_ms(1, chunk + 1) > longest - 1e-6
 
 
 @pytest.mark.parametrize(("step", "prefill"), [(8.0, 1.5), (250.0, 40.0)])
