@@ -269,11 +269,12 @@ class SimulatedEngine:
 
     def _compose(self, chunk: int) -> list[tuple[Work, int]]:
         """Who computes how many tokens: every decode first, then prefill in the order of the lease."""
-        batch = [(work, 1) for work in self._leased if work.runnable and work.pending == 1]
+        pending = [(work, work.pending) for work in self._leased if work.runnable]
+        batch = [(work, 1) for work, tokens in pending if tokens == 1]
         left = min(chunk, STEP_TOKENS - len(batch))
-        for work in self._leased:
-            count = min(left, work.pending, work.prefill_left)
-            if work.runnable and work.pending > 1 and count > 0:
+        for work, tokens in pending if len(batch) < len(pending) else ():
+            count = min(left, tokens, work.prefill_left)
+            if tokens > 1 and count > 0:
                 batch.append((work, count))
                 left -= count
         return batch
