@@ -6,10 +6,10 @@ from typing import Final, NamedTuple
 from llmasos_edge.engine.simulated import SimulatedModel
 from llmasos_edge.engine.simulated_work import SimulatedProgram
 from llmasos_edge.engine.simulation import TARGETS, Simulation
-from llmasos_edge.errors import ConfigError, LLMasOSError
+from llmasos_edge.errors import Cancelled, ConfigError, LLMasOSError
 from llmasos_edge.kernel.hal import Limits
 from llmasos_edge.kernel.scheduling.batch import Targets
-from llmasos_edge.kernel.task import Submission, Task
+from llmasos_edge.kernel.task import Outcome, Submission, Task
 from llmasos_edge.kernel.trace import TraceEvent
 from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId, Priority, SessionId, TaskId, Tokens
 from llmasos_edge.services.workload import Arrival, Header, Model, Workload
@@ -17,6 +17,7 @@ from llmasos_edge.services.workload import Arrival, Header, Model, Workload
 OK: Final = "ok"
 MISSED: Final = "deadline_exceeded"  # it ran, or would have
 REPORT_MS: Final = 90.0  # as the real stepper (engine/stepper.py)
+STALLED_MS: Final = 600_000  # without a task that ends while some wait: nothing will ever end
 UNPROMISED: Final = "unpromised"  # refused at once: its deadline could not be met
 
 
@@ -75,19 +76,36 @@ class Replay:
         self._lives: list[Life] = []
         self._seats: list[Seat] = []
         self._open: dict[TaskId, tuple[int, Milliseconds]] = {}  # sequence, since when
-        self._loads = 0
+        self._loads = self._ended = 0
+        self._expected_by = float(STALLED_MS)
         self._simulation = _simulation(workload.header, policy, self)
         self._start = self._load_pinned(workload.header)
         self._simulation.trace.follow(self._traced)
 
     def run(self) -> Replayed:
+        """Until all have ended, or none would ever end: who is left then is `cancelled`."""
         self._plan_next()
         simulation = self._simulation
         while simulation.step():
-            pass
+            if simulation.timeline.now > self._expected_by and self._stalled():
+                self._give_up()
+                break
         swap = simulation.device.statistics()
         counts = (simulation.parked, simulation.restored, swap.writes, swap.reads, self._loads)
         return Replayed(self._policy, self._lives, self._seats, *counts)
+
+    def _stalled(self) -> bool:
+        """Tasks only push each other out, and none ends any more."""
+        stalled = self._ended == len(self._lives) and self._simulation.dispatcher.kernel.table.live_count > 0
+        self._ended, self._expected_by = len(self._lives), self._simulation.timeline.now + STALLED_MS
+        return stalled
+
+    def _give_up(self) -> None:
+        """Those that are there end here, without an answer; those that were to come are not waited for."""
+        outcome = Outcome(error=Cancelled("it would never have ended"))
+        dispatcher = self._simulation.dispatcher
+        for task in tuple(dispatcher.kernel.table.live()):
+            dispatcher.end(task, outcome, self._simulation.now)
 
     def _load_pinned(self, header: Header) -> Milliseconds:
         """As a node does when it starts; the moment at which it is ready."""

@@ -106,3 +106,10 @@ def test_a_machine_without_room_is_refused() -> None:
         replay(arrival(0), budget=20 * MIB)
     with pytest.raises(ConfigError, match="the workload's machine: an arena of"):
         replay(arrival(0), arena=300 * MIB)
+
+
+def test_tasks_that_only_push_each_other_out_are_given_up() -> None:
+    """Long prompts, a quantum shorter than each takes, and no room to park: nobody would ever end."""
+    crowd = [arrival(number, prompt=900, output=90) for number in range(6)]
+    lives = replay(*crowd, policy="round-robin", model=replace(MODEL, sequences=1, cells=1000), arena=4096).lives
+    assert [life.ended for life in lives].count("cancelled") == 6
