@@ -8,8 +8,7 @@ from typing import Final
 
 NAMES: Final = (
     *("decode", "mqtt", "memory", "footprint", "models", "budget", "worker"),
-    *("swap-crash", "fit", "pressure", "sessions", "prefix", "kernel"),
-    *("simulate",),
+    *("swap-crash", "fit", "pressure", "sessions", "prefix", "kernel", "simulate", "urgent", "throughput"),
 )
 
 

@@ -3,75 +3,39 @@
 import http.client
 import json
 import os
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from benchmarks.chat import Answered, Messages
-from benchmarks.node import STATE, STOP_S, model_file
+from benchmarks.node import STATE, model_file
+from benchmarks.peer_server import HOST, PeerServer, free_port
 
-HOST: Final = "127.0.0.1"
-LOG: Final = STATE / "llama-server.log"
-READY_S: Final = 120.0
 PATIENCE_S: Final = 600.0
 # As here: all cores, q8_0 KV, flash attention, one KV buffer for all, steps of 512, weights mapped as they are.
 ALIKE: Final = ("-fa", "on", "-ctk", "q8_0", "-ctv", "q8_0", "-b", "512", "-ub", "512", "--kv-unified", "--no-repack")
 
 
-class LlamaServer:
-    """A context: the server runs inside it. `flags`: slots, cells and caches."""
+class LlamaServer(PeerServer):
+    """`flags`: slots, cells and caches."""
+
+    name = "llama-server"
+    health = "/health"
 
     def __init__(self, binary: Path, flags: Sequence[str]) -> None:
-        with socket.socket() as free:
-            free.bind((HOST, 0))
-            self._port = free.getsockname()[1]
+        port = free_port()
         self.flags = ("-t", str(len(os.sched_getaffinity(0))), *ALIKE, *flags)
-        place = ("-m", str(model_file()), "--host", HOST, "--port", str(self._port), "--no-ui")
-        self._command = [str(binary), *place, *self.flags]
+        place = ("-m", model_file(), "--host", HOST, "--port", port, "--no-ui")
+        super().__init__(port, (binary, *place, *self.flags))
 
-    def __enter__(self) -> Self:
-        STATE.mkdir(parents=True, exist_ok=True)
-        with LOG.open("wb") as log:
-            self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            self._wait()
-        except BaseException:
-            self._end()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + READY_S
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                if _request(self._port, "GET", "/health", None).status == http.client.OK:
-                    return
-            except OSError:
-                pass  # it does not listen yet
-            time.sleep(0.1)
-        sys.exit(f"benchmarks: llama-server is not ready; its log:\n{LOG.read_text(errors='replace')[-2000:]}")
-
-    def _end(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+    def __str__(self) -> str:
+        return f"{self.name} {' '.join(self.flags)}"
 
     def chat(self, messages: Messages, tokens: int) -> Answered:
         """A whole conversation's next answer."""
-        return stream_chat(self._port, messages, tokens)
+        return stream_chat(self.port, messages, tokens)
 
 
 def stream_chat(port: int, messages: Messages, tokens: int) -> Answered:
@@ -90,7 +54,7 @@ def stream_chat(port: int, messages: Messages, tokens: int) -> Answered:
             text += said or ""
         timings = event.get("timings", timings)
     if not timings:
-        sys.exit(f"benchmarks: llama-server broke off an answer: see {LOG}")
+        sys.exit(f"benchmarks: llama-server broke off an answer: see its log in {STATE}")
     return Answered(
         first_ms=((first or time.perf_counter()) - sent) * 1000,
         text=text,

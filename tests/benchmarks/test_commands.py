@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = (
     *("decode", "mqtt", "memory", "footprint", "models", "budget", "worker"),
-    *("swap-crash", "fit", "pressure", "sessions", "prefix", "simulate"),
+    *("swap-crash", "fit", "pressure", "sessions", "prefix", "simulate", "urgent", "throughput"),
 )
 
 
