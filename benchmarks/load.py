@@ -2,10 +2,11 @@
 
 import multiprocessing
 import resource
+import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Final, ParamSpec, TypeVar
 
 from benchmarks.node import MODEL
@@ -21,9 +22,26 @@ LONG_S: Final = 600.0
 
 
 def apart(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """What the function returns, called in a process that does nothing else."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args, **kwargs).result()
+    """What the function returns, called in a process that does nothing else, and ends with the caller's interest."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_call, args=(theirs, function, args, kwargs))
+    process.start()
+    theirs.close()
+    try:
+        result: R = ours.recv()
+    except EOFError:
+        sys.exit(f"benchmarks: {function.__name__} failed: see above")
+    finally:
+        process.terminate()
+        process.join()
+    return result
+
+
+def _call(
+    result: Connection, function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]
+) -> None:
+    result.send(function(*args, **kwargs))
 
 
 class _Cost:

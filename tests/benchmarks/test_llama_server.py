@@ -6,7 +6,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from benchmarks.llama_server import HOST, stream_chat
+from benchmarks.llama_server import stream_chat
+from benchmarks.peer_server import HOST
 
 ANSWER = b"""\
 data: {"choices":[{"delta":{"role":"assistant","content":null}}]}
