@@ -8,7 +8,8 @@ from typing import Final
 
 NAMES: Final = (
     *("decode", "mqtt", "memory", "footprint", "models", "budget", "worker"),
-    *("swap-crash", "fit", "pressure", "sessions", "prefix", "kernel", "simulate", "urgent", "throughput"),
+    *("swap-crash", "fit", "pressure", "sessions", "prefix", "kernel"),
+    *("simulate", "urgent", "throughput"),
 )
 
 

@@ -18,7 +18,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 STATE: Final = ROOT / ".state" / "bench"  # on the disk of the clone: the journal's syncs are real ones
 MODEL: Final = "smollm2-135m"
 MODEL_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
-READY_S: Final = 60.0
+READY_S: Final = 120.0
 STOP_S: Final = 20.0
 SPEC: Final = """\
 apiVersion: llmasos/v1

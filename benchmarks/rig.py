@@ -109,7 +109,7 @@ class Rig:
         number = self.grant(*names, decode=decode)
         while True:
             moment, report = self.wait(Report)
-            text += "".join(progress.text for progress in report.progress)
+            text += "".join(text for progress in report.progress for text in progress.text)
             if report.idle and report.number == number:
                 return moment - sent, text
 

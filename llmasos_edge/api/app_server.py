@@ -1,6 +1,6 @@
 """Requests that the node's own apps make, and how their answers come back to them, through restarts too."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -21,7 +21,7 @@ class AppWaiter:
     def accepted(self, accepted: Accepted) -> None:
         pass
 
-    def delta(self, text: str, attempt: int) -> None:
+    def delta(self, text: Sequence[str], attempt: int) -> None:
         pass
 
     def reply(self, reply: Reply, encoded: bytes) -> None:

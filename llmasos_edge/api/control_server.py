@@ -1,6 +1,6 @@
 """Calls that come over the control socket: the operator's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -46,9 +46,9 @@ class CallWaiter:
         else:
             self._call.event({"accepted": accepted})
 
-    def delta(self, text: str, attempt: int) -> None:
+    def delta(self, text: Sequence[str], attempt: int) -> None:
         if not self._detach:
-            self._call.event({"delta": text, "attempt": attempt})
+            self._call.event({"delta": "".join(text), "attempt": attempt})
 
     def stands(self, position: int, eta_ms: int) -> None:
         self._call.event({"waits": {"position": position, "eta_ms": eta_ms}})
@@ -67,7 +67,7 @@ class Silent:
     def accepted(self, accepted: Accepted) -> None:
         pass
 
-    def delta(self, text: str, attempt: int) -> None:
+    def delta(self, text: Sequence[str], attempt: int) -> None:
         pass
 
     def reply(self, reply: Reply, encoded: bytes) -> None:
@@ -140,9 +140,9 @@ class ControlCalls:
     def _wait(self, call: Call, task: str) -> None:
         waiter = CallWaiter(call)
         if self._door.attach(TaskId(task), waiter):
-            text = "".join(self._calls.task(task).text)
-            if text:
-                waiter.delta(text, self._calls.task(task).attempt)
+            found = self._calls.task(task)
+            if found.text:
+                waiter.delta(found.text, found.attempt)
             self._calls.standing.follow(TaskId(task), waiter.stands, self._calls.clock_ms())
             call.on_cancel = lambda: self._post(lambda: self._door.detach(TaskId(task), waiter))
             return

@@ -6,7 +6,7 @@ A durable request is journaled before anybody is told that it was taken, and its
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -279,7 +279,7 @@ class Door:
 
     # ---- Userland: out
 
-    def delta(self, task: Task, text: str) -> None:
+    def delta(self, task: Task, text: Sequence[str]) -> None:
         ticket = self._tickets.get(task.id)
         for waiter in tuple(ticket.waiters) if ticket else ():
             waiter.delta(text, task.attempt)

@@ -1,7 +1,7 @@
 """Calls that come over HTTP, in OpenAI's words: health, models, chat completions."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -42,7 +42,7 @@ class WholeAnswer:
     def accepted(self, accepted: Accepted) -> None:
         """HTTP has no word for it."""
 
-    def delta(self, text: str, attempt: int) -> None:
+    def delta(self, text: Sequence[str], attempt: int) -> None:
         """It comes with the reply."""
 
     def reply(self, reply: Reply, _: bytes) -> None:
@@ -64,14 +64,21 @@ class StreamedAnswer:
     def accepted(self, accepted: Accepted) -> None:
         self._chunks = Chunks(accepted.task, self._model, int(time.time()), usage=self._usage)
 
-    def delta(self, text: str, attempt: int) -> None:
-        """After its worker's death a task begins anew: what was sent before is not sent twice."""
+    def delta(self, text: Sequence[str], attempt: int) -> None:
+        """An event for each token, since callers count them; one message for all that came together.
+
+        After its worker's death a task begins anew: what was sent before is not sent twice.
+        """
         if attempt != self._attempt:
             self._attempt, self._said = attempt, ""
-        self._said += text
-        if self._chunks is not None and len(self._said) > len(self._sent) and self._said.startswith(self._sent):
-            news, self._sent = self._said[len(self._sent) :], self._said
-            self._send(self._chunks.text(news))
+        events = b""
+        for word in text:
+            self._said += word
+            if self._chunks is not None and len(self._said) > len(self._sent) and self._said.startswith(self._sent):
+                events += self._chunks.text(self._said[len(self._sent) :])
+                self._sent = self._said
+        if events:
+            self._send(events)
 
     def stands(self, position: int, eta_ms: int) -> None:
         self._send(position_comment(position, eta_ms))

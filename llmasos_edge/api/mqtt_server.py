@@ -3,7 +3,7 @@
 import base64
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
@@ -90,12 +90,12 @@ class MqttWaiter:
         if self._durable:
             self._send(accepted(self._route.topic), encode(message), qos=1)
 
-    def delta(self, text: str, attempt: int) -> None:
+    def delta(self, text: Sequence[str], attempt: int) -> None:
         if not self._route.stream:
             return
         if attempt != self._attempt:
             self._seq, self._attempt, self._held = 0, attempt, ""
-        self._held += text
+        self._held += "".join(text)
         if time.monotonic() - self._sent_at >= STREAM_EVERY_S:
             self._flush()
 

@@ -1,6 +1,6 @@
 """A ticket: one accepted request between its receipt and its reply, and those who wait for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,7 +28,8 @@ class Waiter(Protocol):
 
     def accepted(self, accepted: Accepted) -> None: ...
 
-    def delta(self, text: str, attempt: int) -> None: ...
+    def delta(self, text: Sequence[str], attempt: int) -> None:
+        """What has been added to the answer, token by token."""
 
     def reply(self, reply: Reply, encoded: bytes) -> None: ...
 

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from heapq import heappop, heappush
@@ -113,7 +113,7 @@ class _Work:
     generated: int = 0
     computed: int = 0
     cached: int = 0
-    unsent: str = ""
+    unsent: list[str] = field(default_factory=list)
     finished: bool = False
     prefill_left: int = 0
     decode_left: int = 0
@@ -131,7 +131,8 @@ class _Work:
         return not self.finished and self.sequence is not None and (self.decode_left > 0 or self.pending > 1)
 
     def progress(self) -> hal.Progress:
-        text, self.unsent = self.unsent, ""
+        text = tuple(self.unsent)
+        self.unsent.clear()
         return hal.Progress(self.task, Tokens(self.computed), Tokens(self.generated), Tokens(self.cached), text)
 
     def fault(self) -> Fault | None:
@@ -397,7 +398,7 @@ class SimulatedEngine:
         work.decode_left -= 1
         reason = "stop"
         if work.generated < work.program.answer:
-            work.unsent += f"{work.generated} "
+            work.unsent.append(f"{work.generated} ")
             work.generated += 1
             reason = "length" if work.generated >= work.limit else ""
         if reason:

@@ -1,6 +1,6 @@
 """A simulation: a machine of simulated engines, and the whole kernel on it, run from event to event."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -187,8 +187,8 @@ class Transcript:
         self.deltas: list[tuple[TaskId, int, str]] = []  # task, attempt, text
         self.ends: list[Task] = []
 
-    def delta(self, task: Task, text: str) -> None:
-        self.deltas.append((task.id, task.attempt, text))
+    def delta(self, task: Task, text: Sequence[str]) -> None:
+        self.deltas.append((task.id, task.attempt, "".join(text)))
 
     def ended(self, task: Task) -> None:
         self.ends.append(task)

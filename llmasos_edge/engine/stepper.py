@@ -140,13 +140,13 @@ class Stepper:
             reason = "stop"
         else:
             work.tokens.append(token)
-            work.unsent += work.answer.feed(self._model.piece(token))
+            work.say(work.answer.feed(self._model.piece(token)))
             if work.answer.stopped:
                 reason = "stop"
             elif work.generated >= work.limit:
                 reason = "length"
         if reason:
-            work.unsent += work.answer.finish()
+            work.say(work.answer.finish())
             work.finished = self._urgent = True
             self._ended.append((work, reason))
 

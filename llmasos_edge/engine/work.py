@@ -3,7 +3,7 @@
 from __future__ import annotations  # array[int] exists for the type checker only
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmasos_edge.engine.answer_text import AnswerText
 from llmasos_edge.engine.protocol import Program
@@ -31,7 +31,7 @@ class Work:
     computed: int = 0  # tokens whose KV exists
     reached: int = 0  # tokens whose KV has existed when its sequence was taken away
     cached: int = 0  # tokens that it found computed already
-    unsent: str = ""
+    unsent: list[str] = field(default_factory=list)  # the text of each token
     finished: bool = False
     prefill_left: int = 0  # of the lease
     decode_left: int = 0
@@ -66,7 +66,13 @@ class Work:
         self.cached += max(0, end - max(self.computed, self.reached))
         self.computed = max(self.computed, end)
 
+    def say(self, text: str) -> None:
+        """A token may have none: the first part of a character, or what could be a stop string."""
+        if text:
+            self.unsent.append(text)
+
     def progress(self) -> Progress:
         """Counts, and the text since the last report."""
-        text, self.unsent = self.unsent, ""
+        text = tuple(self.unsent)
+        self.unsent.clear()
         return Progress(self.task, Tokens(self.computed), Tokens(self.generated), Tokens(self.cached), text)

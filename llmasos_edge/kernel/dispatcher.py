@@ -255,7 +255,7 @@ class Dispatcher:
         if progress.generated and task.first_token_ms is None:
             task.first_token_ms = now
         if progress.text:
-            task.text.append(progress.text)
+            task.text += progress.text
             self.kernel.userland.delta(task, progress.text)
 
     # ---- time

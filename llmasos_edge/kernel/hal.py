@@ -4,7 +4,7 @@ Commands to an Engine return at once and are carried out in the order given. Eve
 dispatcher's `handle`, on the kernel's own thread.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -153,7 +153,7 @@ class Machine(Protocol):
 class Userland(Protocol):
     """Those who wait for tasks. Calls come on the kernel's thread and must not block."""
 
-    def delta(self, task: Task, text: str) -> None: ...
+    def delta(self, task: Task, text: Sequence[str]) -> None: ...
 
     def ended(self, task: Task) -> None: ...
 
@@ -229,13 +229,13 @@ class Resized:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a task stands: absolute counts, and the text since the last report."""
+    """Where a task stands: absolute counts, and the text of each token since the last report."""
 
     task: TaskId
     computed: Tokens
     generated: Tokens
     cached: Tokens
-    text: str
+    text: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

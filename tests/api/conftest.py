@@ -2,7 +2,7 @@
 
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -101,8 +101,8 @@ class ScriptedEngine:
 
     # ---- the script
 
-    def say(self, text: str) -> None:
-        """Every running task says so."""
+    def say(self, *text: str) -> None:
+        """Every running task says so, a token after the other."""
         said = tuple(hal.Progress(task, Tokens(5), Tokens(1), Tokens(0), text) for task in self.running)
         self._tell(hal.Report(self._number, said, 1, Tokens(0), Tokens(1), 1.0, idle=False, aborted=False))
 
@@ -131,8 +131,8 @@ class Listener:
     def accepted(self, accepted: Accepted) -> None:
         self.told.append(accepted)
 
-    def delta(self, text: str, attempt: int) -> None:
-        self.deltas.append((text, attempt))
+    def delta(self, text: Sequence[str], attempt: int) -> None:
+        self.deltas.append(("".join(text), attempt))
 
     def reply(self, reply: Reply, encoded: bytes) -> None:
         self.replies.append(reply)

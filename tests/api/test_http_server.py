@@ -192,6 +192,14 @@ def test_errors_have_their_status(desk: Desk, site: Site, stream: bool) -> None:
     assert (closing.status, closing.headers["retry-after"]) == (503, "2")
 
 
+def test_each_token_is_an_event(desk: Desk, site: Site) -> None:
+    """Though several came with one report, and are sent together."""
+    asked = site.chat(stream=True)
+    desk.engine.say("Hi", " you", "!")
+    desk.settle()
+    assert [event["choices"][0]["delta"]["content"] for event in asked.events] == ["Hi", " you", "!"]
+
+
 def test_an_error_in_the_middle_ends_the_stream(desk: Desk, site: Site) -> None:
     """As an event; nothing says that it is done."""
     asked = site.chat(stream=True)

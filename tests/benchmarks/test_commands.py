@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = (
     *("decode", "mqtt", "memory", "footprint", "models", "budget", "worker"),
-    *("swap-crash", "fit", "pressure", "sessions", "prefix", "simulate", "urgent", "throughput"),
+    *("swap-crash", "fit", "pressure", "sessions", "prefix", "kernel"),
+    *("simulate", "urgent", "throughput"),
 )
 
 

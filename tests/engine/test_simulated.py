@@ -102,15 +102,15 @@ def test_reports_come_with_the_first_token_every_40_ms_and_at_the_end() -> None:
     first, second, last, end, idle = (event for _, event in heard)
     assert first == hal.Report(1, (progress(20, 1, "0 "),), 1, Tokens(20), Tokens(1), 30.0, idle=False, aborted=False)
     assert second == hal.Report(
-        1, (progress(24, 5, "1 2 3 4 "),), 4, Tokens(0), Tokens(4), 40.0, idle=False, aborted=False
+        1, (progress(24, 5, "1 ", "2 ", "3 ", "4 "),), 4, Tokens(0), Tokens(4), 40.0, idle=False, aborted=False
     )
     assert isinstance(last, hal.Report)
-    assert last.progress == (progress(27, 7, "5 6 "),)
+    assert last.progress == (progress(27, 7, "5 ", "6 "),)
     assert end == hal.Finished(T, "stop")
     assert idle == hal.Report(1, (), 0, Tokens(0), Tokens(0), 0.0, idle=True, aborted=False)
 
 
-def progress(computed: int, generated: int, text: str) -> hal.Progress:
+def progress(computed: int, generated: int, *text: str) -> hal.Progress:
     return hal.Progress(T, Tokens(computed), Tokens(generated), Tokens(0), text)
 
 
@@ -124,7 +124,7 @@ def test_an_answer_that_is_cut_ends_with_length() -> None:
         bench.grant((T, 1000, 100), time_ms=5000)
         heard = bench.run()
         assert hal.Finished(T, "length") in [event for _, event in heard]
-        text = "".join(each.text for _, report in reports(heard) for each in report.progress)
+        text = "".join(text for _, report in reports(heard) for each in report.progress for text in each.text)
         assert text == answer_text(expected)
 
 

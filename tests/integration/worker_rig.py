@@ -124,8 +124,8 @@ class Rig:
         return self._number
 
     def text(self, task: TaskId) -> str:
-        reports = [event for event in self.seen if isinstance(event, Report)]
-        return "".join(part.text for report in reports for part in report.progress if part.task == task)
+        parts = [part for event in self.seen if isinstance(event, Report) for part in event.progress]
+        return "".join(text for part in parts if part.task == task for text in part.text)
 
     def finish(self, *tasks: TaskId) -> list[str]:
         """Wait for the ends of all, forget them, and give their texts."""
