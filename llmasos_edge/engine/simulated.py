@@ -117,6 +117,7 @@ class _Work:
     finished: bool = False
     prefill_left: int = 0
     decode_left: int = 0
+    alone: bool = False
 
     @property
     def pending(self) -> int:
@@ -129,6 +130,10 @@ class _Work:
     @property
     def runnable(self) -> bool:
         return not self.finished and self.sequence is not None and (self.decode_left > 0 or self.pending > 1)
+
+    @property
+    def hurried(self) -> bool:
+        return self.alone and self.runnable and self.pending > 1 and self.prefill_left > 0
 
     def progress(self) -> hal.Progress:
         text = tuple(self.unsent)
@@ -282,7 +287,7 @@ class SimulatedEngine:
         for slot in quantum.slots:
             work = self._works.get(slot.task)
             if work is not None and not work.finished:
-                work.prefill_left, work.decode_left = slot.prefill, slot.decode
+                work.prefill_left, work.decode_left, work.alone = slot.prefill, slot.decode, slot.alone
                 self._leased.append(work)
 
     def _resize(self, cells: Tokens) -> None:
@@ -335,10 +340,13 @@ class SimulatedEngine:
     # ---- steps
 
     def _compose(self, chunk: int) -> list[tuple[_Work, int]]:
-        """Who computes how many tokens: every decode first, then prefill in the order of the lease."""
-        batch = [(work, 1) for work in self._leased if work.runnable and work.pending == 1]
-        left = min(chunk, STEP_TOKENS - len(batch))
-        for work in self._leased:
+        """Who computes how many tokens: every decode first, then prefill in the order of the lease; or nobody but those
+        who are hurried.
+        """
+        hurried = [work for work in self._leased if work.hurried]
+        batch = [(work, 1) for work in self._leased if work.runnable and work.pending == 1 and not hurried]
+        left = STEP_TOKENS if hurried else min(chunk, STEP_TOKENS - len(batch))
+        for work in hurried or self._leased:
             count = min(left, work.pending, work.prefill_left)
             if work.runnable and work.pending > 1 and count > 0:
                 batch.append((work, count))

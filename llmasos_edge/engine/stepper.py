@@ -56,7 +56,7 @@ class Stepper:
         for slot in quantum.slots:
             work = works.get(slot.task)
             if work is not None and not work.finished:
-                work.prefill_left, work.decode_left = slot.prefill, slot.decode
+                work.prefill_left, work.decode_left, work.alone = slot.prefill, slot.decode, slot.alone
                 self._works.append(work)
 
     def remove(self, work: Work) -> None:
@@ -96,17 +96,19 @@ class Stepper:
         self._ended.clear()
 
     def _compose(self, chunk: int) -> list[tuple[Work, int]]:
-        """Who computes how many tokens: every decode first, then prefill in the order of the lease.
+        """Who computes how many tokens: every decode first, then prefill in the order of the lease; or nobody but those
+        who are hurried.
 
         Of those who wait for the same prefix the first one computes it, whichever that is in this step.
         """
         for work in self._works:
             if work.sharing or work.pieces:
                 self._proceed(work)
-        batch = [(work, 1) for work in self._works if work.runnable and work.pending == 1]
-        left = min(chunk, STEP_TOKENS - len(batch))
+        hurried = [work for work in self._works if work.hurried]
+        batch = [(work, 1) for work in self._works if work.runnable and work.pending == 1 and not hurried]
+        left = STEP_TOKENS if hurried else min(chunk, STEP_TOKENS - len(batch))
         targets = set[int | None]()
-        for work in self._works:
+        for work in hurried or self._works:
             if work.runnable and work.pending > 1 and work.target not in targets:
                 count = min(left, work.ahead, work.prefill_left)
                 if count > 0:

@@ -35,6 +35,7 @@ class Work:
     finished: bool = False
     prefill_left: int = 0  # of the lease
     decode_left: int = 0
+    alone: bool = False  # its prompt comes before the others' next step
 
     @property
     def generated(self) -> int:
@@ -60,6 +61,11 @@ class Work:
     def runnable(self) -> bool:
         """The lease lets it compute something now."""
         return not self.finished and self.sequence is not None and (self.decode_left > 0 or self.pending > 1)
+
+    @property
+    def hurried(self) -> bool:
+        """Until its prompt is computed nobody else goes on."""
+        return self.alone and self.runnable and self.pending > 1 and self.prefill_left > 0
 
     def found(self, end: int) -> None:
         """Its tokens up to `end` turned out to be computed already; its own work of earlier does not count as such."""

@@ -24,11 +24,14 @@ from llmasos_edge.kernel.units import (
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One task's part of a quantum: at most `prefill` prompt tokens and `decode` generated tokens."""
+    """One task's part of a quantum: at most `prefill` prompt tokens and `decode` generated tokens. `alone`: its prompt
+    is computed in one step before all others go on.
+    """
 
     task: TaskId
     prefill: Tokens
     decode: Tokens
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,24 @@ def test_decodes_go_before_prefill_and_chunks_are_kept() -> None:
     ]
 
 
+def test_a_prompt_that_comes_first_is_computed_alone() -> None:
+    """Whole, whatever the chunk is, before the next step of the others."""
+    bench, other = Bench(), TaskId("o")
+    bench.seated(SimulatedProgram(5, 100))
+    bench.prepare(SimulatedProgram(100, 10), other)
+    bench.run()
+    bench.engine.switch_in(other, SequenceId(1), ())
+    bench.grant((T, 5, 100))
+    bench.run(16)
+    slots = (hal.Slot(other, Tokens(100), Tokens(1), alone=True), hal.Slot(T, Tokens(1), Tokens(100)))
+    bench.engine.grant(hal.Quantum(2, slots, Tokens(16), Milliseconds(200), threads=1))
+    heard = reports(bench.run(2 + 15 + 110))
+    assert [(report.number, report.steps, report.prefilled, report.decoded) for _, report in heard] == [
+        (1, 1, 5, 1),
+        (2, 1, 100, 1),
+    ]
+
+
 def test_an_interrupt_loses_the_step_and_finds_the_commands_before_it() -> None:
     """The long prefill is thrown away at once, and the boundary takes the new lease."""
     bench = Bench()

@@ -1,13 +1,16 @@
-"""Composes one quantum: decoding sequences first, then prefill chunks within the time target (Sarathi-Serve, 2024)."""
+"""Composes one quantum: decoding sequences first, then prefill chunks within the time target (Sarathi-Serve, 2024).
 
-from collections.abc import Sequence
+But a short prompt of a higher class comes before all, alone: its first token need not pay for the others' step.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
 from typing import Final
 
 from llmasos_edge.kernel.hal import Quantum, Slot
 from llmasos_edge.kernel.task import Task
-from llmasos_edge.kernel.units import Milliseconds, Tokens
+from llmasos_edge.kernel.units import Milliseconds, TaskId, Tokens
 
 BATCH: Final = 512  # tokens of the largest step: the context's n_batch
 CHUNK_MIN: Final = 16
@@ -72,12 +75,22 @@ def compose(number: int, running: Sequence[Task], room: int, rates: Rates, targe
     share = max(0, room) // max(1, len(ordered))
     decodes = any(prompts[task.id] <= 1 for task in ordered)
     prefills = any(prompts[task.id] > 1 for task in ordered)
+    alone = _alone(ordered, prompts, rates, targets)
     slots = []
     for task in ordered:
         left = Tokens(min(share, task.submission.max_tokens - task.generated))
         task.granted = Tokens(prompts[task.id] + left)
-        slots.append(Slot(task.id, Tokens(prompts[task.id]), left))
+        slots.append(Slot(task.id, Tokens(prompts[task.id]), left, task.id in alone))
     chunk = BATCH
     if decodes and prefills:
         chunk = int((targets.decode_ms - rates.step_ms) / rates.prefill_ms)
     return Quantum(number, tuple(slots), Tokens(max(CHUNK_MIN, min(BATCH, chunk))), targets.quantum_ms, threads)
+
+
+def _alone(ordered: Sequence[Task], prompts: Mapping[TaskId, int], rates: Rates, targets: Targets) -> frozenset[TaskId]:
+    """Tasks of the highest class whose prompts hold up the lower ones for no longer than the target of a step."""
+    if not ordered or ordered[0].priority == ordered[-1].priority:
+        return frozenset()
+    found = [task.id for task in ordered if task.priority == ordered[0].priority and prompts[task.id] > 1]
+    short = rates.prefill_ms * sum(prompts[task] for task in found) <= targets.decode_ms
+    return frozenset(found if short else ())

@@ -24,9 +24,21 @@ def test_a_quantum() -> None:
     decoding = standing(1, prompt=10, computed=14, generated=5)
     urgent = standing(2, prompt=40, computed=0, priority=Priority.CRITICAL)
     quantum = compose(7, [decoding, urgent], 100, Rates(step_ms=10, prefill_ms=2), TARGETS, threads=2)
-    slots = (Slot(urgent.id, Tokens(40), Tokens(50)), Slot(decoding.id, Tokens(1), Tokens(50)))
+    slots = (Slot(urgent.id, Tokens(40), Tokens(50), alone=True), Slot(decoding.id, Tokens(1), Tokens(50)))
     assert quantum == Quantum(7, slots, Tokens(70), Milliseconds(200), 2)
     assert (urgent.granted, decoding.granted) == (90, 51)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "priority", "alone"),
+    [(75, Priority.INTERACTIVE, True), (76, Priority.INTERACTIVE, False), (75, Priority.NORMAL, False)],
+)
+def test_a_short_prompt_of_a_higher_class_comes_first(prompt: int, priority: Priority, alone: bool) -> None:
+    """If the lower ones wait no longer for it than a step may take; equals decode along with it."""
+    decoding = standing(1, prompt=10, computed=14, generated=5)
+    newcomer = standing(2, prompt=prompt, computed=0, priority=priority)
+    quantum = compose(1, [decoding, newcomer], 400, Rates(step_ms=10, prefill_ms=2), TARGETS, threads=2)
+    assert {slot.task: slot.alone for slot in quantum.slots} == {decoding.id: False, newcomer.id: alone}
 
 
 def test_nobody_is_given_more_than_it_may_generate() -> None:
