@@ -3,7 +3,7 @@
 But a short prompt of a higher class comes before all, alone: its first token need not pay for the others' step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import log
 from typing import Final
@@ -75,7 +75,7 @@ def compose(number: int, running: Sequence[Task], room: int, rates: Rates, targe
     share = max(0, room) // max(1, len(ordered))
     decodes = any(prompts[task.id] <= 1 for task in ordered)
     prefills = any(prompts[task.id] > 1 for task in ordered)
-    alone = _alone(ordered, prompts, rates, targets)
+    alone = _alone(ordered, rates, targets)
     slots = []
     for task in ordered:
         left = Tokens(min(share, task.submission.max_tokens - task.generated))
@@ -87,10 +87,14 @@ def compose(number: int, running: Sequence[Task], room: int, rates: Rates, targe
     return Quantum(number, tuple(slots), Tokens(max(CHUNK_MIN, min(BATCH, chunk))), targets.quantum_ms, threads)
 
 
-def _alone(ordered: Sequence[Task], prompts: Mapping[TaskId, int], rates: Rates, targets: Targets) -> frozenset[TaskId]:
-    """Tasks of the highest class whose prompts hold up the lower ones for no longer than the target of a step."""
+def _alone(ordered: Sequence[Task], rates: Rates, targets: Targets) -> frozenset[TaskId]:
+    """Tasks of the highest class whose prompts hold up the lower ones for no longer than a step beside them may take.
+    What they share with others is most likely there already.
+    """
     if not ordered or ordered[0].priority == ordered[-1].priority:
         return frozenset()
-    found = [task.id for task in ordered if task.priority == ordered[0].priority and prompts[task.id] > 1]
-    short = rates.prefill_ms * sum(prompts[task] for task in found) <= targets.decode_ms
-    return frozenset(found if short else ())
+    highest = [task for task in ordered if task.priority == ordered[0].priority]
+    prompts = {task.id: task.tokens - max(task.computed, task.shared) for task in highest}
+    longest = max(targets.decode_ms, rates.expected_ms(1, CHUNK_MIN))
+    short = rates.prefill_ms * sum(prompts.values()) <= longest
+    return frozenset(task for task, pending in prompts.items() if short and pending > 1)
