@@ -17,7 +17,7 @@ NODE: Final = "here"
 NAMES: Final = (NODE, LlamaServer.name, ExampleServer.name)
 SEQUENCES: Final = 16
 CELLS: Final = 16384  # a thousand for each sequence: no task here comes near it
-HTTP_THREADS: Final = 300  # one for each connection: with fewer, an urgent request waits to be read
+HTTP_THREADS: Final = 300  # one for each connection
 HTTP: Final = '  http: {{listen: "127.0.0.1:0"}}\n'
 
 

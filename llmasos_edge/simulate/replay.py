@@ -1,6 +1,6 @@
 """A replay: one workload through the kernel on a simulated machine under one policy, and what became of each task."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
@@ -123,7 +123,7 @@ class Replay:
 
     # ---- Userland: what becomes of them
 
-    def delta(self, task: Task, text: str) -> None:
+    def delta(self, task: Task, text: Sequence[str]) -> None:
         """Nobody reads it."""
 
     def event(self, kind: str, details: Mapping[str, object]) -> None:

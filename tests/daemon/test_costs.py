@@ -66,7 +66,7 @@ def test_what_passes_between_steps_is_part_of_them() -> None:
     """A worker whose reports come later than it was busy, while its lease goes on, takes that long."""
     costs = StepCosts()
     for number in range(1, 200):
-        progress = hal.Progress(TaskId("t"), Tokens(100 + number), Tokens(number), Tokens(100), "")
+        progress = hal.Progress(TaskId("t"), Tokens(100 + number), Tokens(number), Tokens(100), ())
         costs.hear(hal.Report(1, (progress,), 1, Tokens(0), Tokens(1), 10.0, idle=False, aborted=False), number * 12.0)
     step, generate, *_ = costs.fit(Rates())
     assert step + generate == pytest.approx(12.0, rel=0.05)

@@ -35,7 +35,8 @@ class Rates:
             self.step_ms += SMOOTHING * (took - self.step_ms)
             self.widths[width] = self.widths.get(width, took) + SMOOTHING * (took - self.widths.get(width, took))
         elif prefilled >= CHUNK_MIN:
-            cost = max(0.01, (busy_ms - (steps - 1) * self.step_ms) / prefilled)
+            others = steps if decoded > steps else steps - 1  # in which more decoded than the prompt's own task
+            cost = max(0.01, (busy_ms - others * self.step_ms) / prefilled)
             self.prefill_ms += SMOOTHING * (cost - self.prefill_ms)
 
     def step(self, width: int) -> float:

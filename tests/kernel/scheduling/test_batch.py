@@ -100,6 +100,14 @@ def test_a_step_costs_more_for_more_sequences() -> None:
     assert rates.step(1) == pytest.approx(30)
 
 
+def test_who_decodes_beside_a_prompt_is_not_the_prompts_cost() -> None:
+    """Else chunks would get smaller the smaller they are."""
+    rates = Rates(step_ms=80.0)
+    for _ in range(30):
+        rates.learn(steps=1, decoded=15, prefilled=16, busy_ms=80.0 + 16 * 2.5)
+    assert rates.prefill_ms == pytest.approx(2.5, rel=0.1)
+
+
 def test_a_handful_of_prompt_tokens_teaches_nothing() -> None:
     """A report without steps, or with few prompt tokens, is not divided by."""
     rates = Rates(10.0, 2.0)
