@@ -9,7 +9,7 @@ from typing import Final
 NAMES: Final = (
     *("decode", "mqtt", "memory", "footprint", "models", "budget", "worker"),
     *("swap-crash", "fit", "pressure", "sessions", "prefix", "kernel"),
-    *("simulate", "urgent", "throughput"),
+    *("simulate", "promises", "urgent", "throughput"),
 )
 
 

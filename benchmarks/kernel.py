@@ -6,7 +6,8 @@ a deadline, some hours off. Each round a running task is ended, a pass seats ano
 critical one every eighth time, so that passes preempt too), a pass takes it in, the worker reports, each time with a
 pass, and a waiting one is asked for its place and time. The garbage collector runs as it does in the daemon.
 
-`ready` is what becomes of a task whose prompt is counted: under `deadline` the test whether its deadline can be kept.
+`ready` is what becomes of a task whose prompt is counted; `promise` the same where it has a deadline: under `deadline`
+that is tested against all who wait and come before it, or would be late by it.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from typing import Final, Protocol, TypeVar
 
 from benchmarks.machine import describe
 from benchmarks.report import percentile, table, verdict
-from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import SimulatedProgram
 from llmasos_edge.engine.simulation import Simulation
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.hal import Limits
@@ -37,7 +39,7 @@ NODE: Final = SimulatedModel(
 PROGRAM: Final = SimulatedProgram(prompt=50, answer=9999)
 CRITICAL_EVERY: Final = 8
 DATED_EVERY: Final = 4
-STEPS: Final = ("pass", "submit", "ready", "report", "end", "query")
+STEPS: Final = ("pass", "submit", "ready", "promise", "report", "end", "query")
 T = TypeVar("T")
 
 
@@ -81,7 +83,9 @@ class Watched(Simulation):
             case hal.Report():
                 self._timed("report", lambda: self.dispatcher.report(model, event, self.now))
             case hal.Prepared():
-                self._timed("ready", lambda: self.dispatcher.handle(event, self.now))
+                task = self.dispatcher.kernel.table.get(event.task)
+                step = "ready" if task.deadline_at is None else "promise"
+                self._timed(step, lambda: self.dispatcher.handle(event, self.now))
             case _:
                 self.dispatcher.handle(event, self.now)
         self._timed("pass", lambda: self.dispatcher.dispatch(self.now))

@@ -17,7 +17,8 @@ from unittest.mock import patch
 from benchmarks.machine import describe
 from benchmarks.node import MODEL, STATE, BenchNode, model_file
 from benchmarks.report import percentile, spread, table
-from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import SimulatedProgram
 from llmasos_edge.engine.simulation import TARGETS, Simulation
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.memory import residency

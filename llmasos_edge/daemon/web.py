@@ -36,9 +36,10 @@ class Web:
         from llmasos_edge.ipc.http import HttpServer  # noqa: PLC0415
 
         self._calls = HttpCalls(node.door, node.calls, node.security, self.read_keys(), node.loop.post)
-        self._server = HttpServer((config.host, config.port), self._calls.handle, refusal)
-        self._server.start()
-        log.info("http: %s", self._url(config, self._server))
+        server = HttpServer((config.host, config.port), self._calls.handle, refusal)
+        server.start()
+        self._server = server  # not before: `status` may be asked already
+        log.info("http: %s", self._url(config, server))
 
     def stop(self) -> None:
         if self._server is not None:

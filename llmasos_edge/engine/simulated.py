@@ -2,51 +2,28 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 from typing import Final
 
+from llmasos_edge.engine.simulated_work import Fault, SimulatedProgram, Tally, Work
 from llmasos_edge.errors import Panic
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.task import Task
 from llmasos_edge.kernel.units import Bytes, ModelId, SegmentId, SequenceId, TaskId, Tokens
 
-REPORT_EVERY_MS: Final = 40  # as the real stepper: but a first token, an end or an abort is told at once
 STEP_TOKENS: Final = 512
 STATE_HEADER: Final = 1024  # bytes of a saved state beside its cells
 Deliver = Callable[[ModelId, hal.Event], None]
 
 
-class Fault(Enum):
-    DIE = "die"
-    HANG = "hang"
-
-
-@dataclass(frozen=True, slots=True)
-class SimulatedProgram:
-    """A prompt of so many tokens, and an answer that stops by itself after so many.
-
-    `preparing` and `running` are faults that it inflicts on its worker; the latter in the first step after
-    `fault_at` tokens were generated. `refusal` is the wire form of an error. What its session has saved agrees with its
-    first `agrees` tokens (None: with all that are there); its worker has the first `cached` of its prompt from others.
-    """
-
-    prompt: int
-    answer: int
-    preparing: Fault | None = None
-    running: Fault | None = None
-    fault_at: int = 0
-    refusal: dict[str, object] | None = None
-    agrees: int | None = None
-    cached: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class SimulatedModel:
     """What a step costs: `step_ms`, and more for each token that it generates, for each prompt token, and for each cell
-    that a generated or a prompt token attends to.
+    that a generated or a prompt token attends to. A mute one tells no text.
+
+    It reports every `report_ms` (by default as the real stepper does); a first token, an end or an abort at once.
     """
 
     limits: hal.Limits
@@ -58,6 +35,8 @@ class SimulatedModel:
     prefill_cell_us: float = 0.0
     prepare_ms: float = 1.0
     load_ms: float = 100.0
+    mute: bool = False
+    report_ms: float = 40.0
 
     def costs(self, batch: Iterable[tuple[int, int, bool]]) -> float:
         """Milliseconds of a step: for each task the tokens it has computed, those it computes, and whether that
@@ -73,11 +52,6 @@ class SimulatedModel:
                 took += self.prefill_ms * count
                 cells_us += self.prefill_cell_us * count * (computed + count / 2)
         return took + cells_us / 1000
-
-
-def answer_text(tokens: int) -> str:
-    """What a program has said after so many generated tokens."""
-    return "".join(f"{n} " for n in range(tokens))
 
 
 class Timeline:
@@ -102,64 +76,6 @@ class Timeline:
         happening()
 
 
-@dataclass(slots=True, eq=False)
-class _Work:
-    """A task inside a simulated worker (as engine.work.Work)."""
-
-    task: TaskId
-    program: SimulatedProgram
-    limit: int
-    sequence: SequenceId | None = None
-    generated: int = 0
-    computed: int = 0
-    cached: int = 0
-    unsent: list[str] = field(default_factory=list)
-    finished: bool = False
-    prefill_left: int = 0
-    decode_left: int = 0
-    alone: bool = False
-
-    @property
-    def pending(self) -> int:
-        return self.tokens - self.computed
-
-    @property
-    def tokens(self) -> int:
-        return self.program.prompt + self.generated
-
-    @property
-    def runnable(self) -> bool:
-        return not self.finished and self.sequence is not None and (self.decode_left > 0 or self.pending > 1)
-
-    @property
-    def hurried(self) -> bool:
-        return self.alone and self.runnable and self.pending > 1 and self.prefill_left > 0
-
-    def progress(self) -> hal.Progress:
-        text = tuple(self.unsent)
-        self.unsent.clear()
-        return hal.Progress(self.task, Tokens(self.computed), Tokens(self.generated), Tokens(self.cached), text)
-
-    def fault(self) -> Fault | None:
-        """What it does to its worker in a step now."""
-        return self.program.running if self.generated >= self.program.fault_at else None
-
-
-class _Tally:
-    """What a worker did since its last report."""
-
-    def __init__(self) -> None:
-        self.touched: dict[TaskId, _Work] = {}
-        self.steps = self.prefilled = self.decoded = 0
-        self.busy_ms = 0.0
-        self.aborted = self.urgent = False
-
-    def report(self, number: int, *, idle: bool) -> hal.Report:
-        progress = tuple(work.progress() for work in self.touched.values())
-        counts = (self.steps, Tokens(self.prefilled), Tokens(self.decoded), self.busy_ms)
-        return hal.Report(number, progress, *counts, idle, self.aborted)
-
-
 class SimulatedEngine:
     """One worker. A front prepares prompts one after another; a computer takes commands at step boundaries only."""
 
@@ -168,19 +84,21 @@ class SimulatedEngine:
         self.alive = True
         self.corrupt: set[SegmentId] = set()  # whose checksum is wrong
         self._cells = model.limits.cells
-        self._works: dict[TaskId, _Work] = {}
-        self._front: deque[_Work] = deque()
+        self._works: dict[TaskId, Work] = {}
+        self._seated: dict[SequenceId, Work] = {}
+        self._front: deque[Work] = deque()
         self._unwanted: set[TaskId] = set()  # forgotten while they were still being prepared
         self._inbox: list[Callable[[], None]] = []
         self._waking = False
         self._lease: hal.Quantum | None = None
-        self._leased: list[_Work] = []
+        self._leased: list[Work] = []
         self._ends_at = self._reported_at = 0.0
-        self._batch: list[tuple[_Work, int]] = []  # the step that is being computed
+        self._batch: list[tuple[Work, int]] = []  # the step that is being computed
+        self._steps = 1  # and as many like it, one after another, unless somebody interferes
         self._began_at = 0.0
-        self._step = 0
-        self._ended: list[hal.Finished] = []  # in this step
-        self._tally = _Tally()
+        self._step_ms = 0.0
+        self._computing = 0  # numbers what is computed
+        self._tally = Tally()
 
     @property
     def tasks(self) -> frozenset[TaskId]:
@@ -194,7 +112,7 @@ class SimulatedEngine:
         if not isinstance(program, SimulatedProgram):
             raise Panic(f"SimulatedEngine.prepare: {task.id} has a {type(program).__name__}")
         limit = min(task.submission.max_tokens, self._model.limits.context - program.prompt)
-        self._front.append(_Work(task.id, program, limit))
+        self._front.append(Work(task.id, program, limit))
         if len(self._front) == 1:
             self._timeline.plan(self._model.prepare_ms, self._prepared)
 
@@ -216,6 +134,7 @@ class SimulatedEngine:
     def interrupt(self) -> None:
         """The boundary that it makes finds the commands given before it, and only those."""
         if self._batch:
+            self._account(self._steps_done())
             self._tally.aborted = True
             self._end_step()
             self._report(idle=False)
@@ -257,8 +176,13 @@ class SimulatedEngine:
     # ---- commands, at a step boundary
 
     def _put(self, command: Callable[[], None]) -> None:
+        """It is obeyed when the step in hand is done, however many like it were to come."""
         self._inbox.append(command)
-        if not self._batch and not self._waking:
+        if self._batch:
+            steps = self._steps_done() + 1
+            if steps < self._steps:
+                self._compute(steps)
+        elif not self._waking:
             self._waking = True
             self._timeline.plan(0, self._boundary)
 
@@ -291,15 +215,16 @@ class SimulatedEngine:
                 self._leased.append(work)
 
     def _resize(self, cells: Tokens) -> None:
-        if any(work.sequence is not None for work in self._works.values()):
+        if self._seated:
             raise Panic(f"SimulatedEngine.resize: tasks of {self._name} have sequences")
         self._cells = cells
         self._send(hal.Resized(self._name, cells, 0.0))
 
     def _switch_in(self, task: TaskId, sequence: SequenceId, pieces: tuple[hal.Piece, ...]) -> None:
         work = self._works[task]
-        if any(other.sequence == sequence for other in self._works.values()) or work.sequence is not None:
+        if sequence in self._seated or work.sequence is not None:
             raise Panic(f"SimulatedEngine.switch_in: sequence {sequence} for {task} is taken")
+        self._seated[sequence] = work
         work.sequence, work.computed = sequence, 0
         if pieces:
             agrees = work.tokens if work.program.agrees is None else work.program.agrees
@@ -315,6 +240,7 @@ class SimulatedEngine:
         self._remove(work)
         if work.sequence is None:
             return
+        del self._seated[work.sequence]
         work.sequence = None
         computed, work.computed = work.computed, 0
         if save is None:
@@ -329,8 +255,10 @@ class SimulatedEngine:
             self._unwanted.add(task)
             return
         self._remove(work)
+        if work.sequence is not None:
+            del self._seated[work.sequence]
 
-    def _remove(self, work: _Work) -> None:
+    def _remove(self, work: Work) -> None:
         """Out of the lease: what it did is reported first."""
         if work in self._leased:
             self._report(idle=False)
@@ -339,23 +267,24 @@ class SimulatedEngine:
 
     # ---- steps
 
-    def _compose(self, chunk: int) -> list[tuple[_Work, int]]:
+    def _compose(self, chunk: int) -> list[tuple[Work, int]]:
         """Who computes how many tokens: every decode first, then prefill in the order of the lease; or nobody but those
         who are hurried.
         """
         hurried = [work for work in self._leased if work.hurried]
-        batch = [(work, 1) for work in self._leased if work.runnable and work.pending == 1 and not hurried]
+        pending = [(work, work.pending) for work in hurried or self._leased if work.runnable]
+        batch = [(work, 1) for work, tokens in pending if tokens == 1]
         left = STEP_TOKENS if hurried else min(chunk, STEP_TOKENS - len(batch))
-        for work in hurried or self._leased:
-            count = min(left, work.pending, work.prefill_left)
-            if work.runnable and work.pending > 1 and count > 0:
+        for work, tokens in pending if len(batch) < len(pending) else ():
+            count = min(left, tokens, work.prefill_left)
+            if tokens > 1 and count > 0:
                 batch.append((work, count))
                 left -= count
         return batch
 
-    def _begin_step(self, batch: list[tuple[_Work, int]]) -> None:
+    def _begin_step(self, batch: list[tuple[Work, int]]) -> None:
         self._batch, self._began_at = batch, self._timeline.now
-        used = sum(work.computed for work in self._works.values() if work.sequence is not None)
+        used = sum(work.computed for work in self._seated.values())
         wanted = sum(count for _, count in batch)
         if used + wanted > self._cells:
             self.die(f"no room in the pool for {wanted} tokens")
@@ -363,61 +292,80 @@ class SimulatedEngine:
         faults = [fault for work, _ in batch if (fault := work.fault())]
         if Fault.HANG in faults:
             return
-        finish = self._crash if faults else partial(self._complete, self._step)
-        costs = self._model.costs((work.computed, count, count == work.pending) for work, count in batch)
-        self._timeline.plan(costs, finish)
+        prefill = any(count > 1 or count < work.pending for work, count in batch)
+        self._step_ms = self._model.costs((work.computed, count, count == work.pending) for work, count in batch)
+        if faults:
+            self._timeline.plan(self._step_ms, self._crash)
+            return
+        most = 1 if prefill else min((self._cells - used) // wanted, *(work.alike() for work, _ in batch))
+        self._compute(self._unheard(most))
+
+    def _unheard(self, most: int) -> int:
+        """So many steps until the lease ends or a report is due, and at most so many."""
+        steps, now = 1, self._timeline.now + self._step_ms
+        while steps < most and now < self._ends_at and now - self._reported_at < self._model.report_ms:
+            steps, now = steps + 1, now + self._step_ms
+        return steps
+
+    def _compute(self, steps: int) -> None:
+        """So many steps of this batch, from when the first of them began."""
+        self._steps = steps
+        self._computing += 1
+        ends_at = self._began_at
+        for _ in range(steps):
+            ends_at += self._step_ms
+        self._timeline.plan(ends_at - self._timeline.now, partial(self._complete, self._computing))
+
+    def _steps_done(self) -> int:
+        """Of those that are being computed; never the last one."""
+        done, ends_at = 0, self._began_at + self._step_ms
+        while done < self._steps - 1 and ends_at <= self._timeline.now:
+            done, ends_at = done + 1, ends_at + self._step_ms
+        return done
 
     def _crash(self) -> None:
         self.die("killed by SIGSEGV")
 
     def _end_step(self) -> None:
-        self._step += 1
+        self._computing += 1
         self._batch = []
         self._tally.busy_ms += self._timeline.now - self._began_at
 
-    def _complete(self, step: int) -> None:
-        if not self.alive or step != self._step:
+    def _complete(self, computing: int) -> None:
+        if not self.alive or computing != self._computing:
             return
-        batch = self._batch
+        self._account(self._steps)
+        finished = [work for work, _ in self._batch if work.finished]
         self._end_step()
-        self._tally.steps += 1
-        for work, count in batch:
-            self._account(work, count)
-        if self._tally.urgent or self._timeline.now - self._reported_at >= REPORT_EVERY_MS:
+        if finished:
             self._report(idle=False)
-        for finished in self._ended:  # after the report, which has the last text of all of them
-            self._send(finished)
-        self._ended.clear()
+        for work in finished:
+            self._send(hal.Finished(work.task, work.finished))
+        if self._tally.urgent or self._timeline.now - self._reported_at >= self._model.report_ms:
+            self._report(idle=False)
         self._boundary()
 
-    def _account(self, work: _Work, count: int) -> None:
-        complete = count == work.pending
-        work.computed += count
-        self._tally.touched[work.task] = work
-        if count > 1 or not complete:
-            self._tally.prefilled += count
-            work.prefill_left -= count
-        if complete:
-            self._generate(work)
-
-    def _generate(self, work: _Work) -> None:
-        self._tally.urgent |= work.generated == 0
-        self._tally.decoded += 1
-        work.decode_left -= 1
-        reason = "stop"
-        if work.generated < work.program.answer:
-            work.unsent.append(f"{work.generated} ")
-            work.generated += 1
-            reason = "length" if work.generated >= work.limit else ""
-        if reason:
-            work.finished = self._tally.urgent = True
-            self._ended.append(hal.Finished(work.task, reason))
+    def _account(self, steps: int) -> None:
+        """So many steps of the batch are done."""
+        self._tally.steps += steps
+        for work, count in self._batch if steps else ():
+            complete = count == work.pending
+            work.computed += count + steps - 1
+            self._tally.touched[work.task] = work
+            if count > 1 or not complete:
+                self._tally.prefilled += count
+                work.prefill_left -= count
+            if complete:
+                self._tally.decoded += steps
+                self._tally.urgent |= work.generated == 0
+                work.finished = work.generate(steps, mute=self._model.mute)
+                self._tally.urgent |= bool(work.finished)
 
     def _report(self, *, idle: bool) -> None:
         if self._lease is None or not (idle or self._tally.steps or self._tally.aborted):
             return
         self._send(self._tally.report(self._lease.number, idle=idle))
-        self._tally = _Tally()
+        self._tally = Tally()
         self._reported_at = self._timeline.now
 
     def _send(self, event: hal.Event) -> None:

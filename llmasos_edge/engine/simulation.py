@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from llmasos_edge.engine.simulated import Deliver, Fault, SimulatedEngine, SimulatedModel, SimulatedProgram, Timeline
+from llmasos_edge.engine.simulated import Deliver, SimulatedEngine, SimulatedModel, Timeline
+from llmasos_edge.engine.simulated_work import Fault, SimulatedProgram
 from llmasos_edge.errors import Panic
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.dispatcher import Dispatcher, Kernel

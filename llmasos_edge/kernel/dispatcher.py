@@ -1,5 +1,6 @@
 """The dispatcher: hears what happened, asks the policy, and makes it so; the only caller of hal."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -28,7 +29,7 @@ from llmasos_edge.kernel.task import Outcome, State, Task
 from llmasos_edge.kernel.task_table import TaskTable
 from llmasos_edge.kernel.trace import Trace
 from llmasos_edge.kernel.turns import Turns
-from llmasos_edge.kernel.units import Bytes, Milliseconds, ModelId, TaskId
+from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId, TaskId
 from llmasos_edge.kernel.workers import Workers
 
 IDLE_MS: Final = 1_000
@@ -236,10 +237,14 @@ class Dispatcher:
         processor.used_at = now
         if report.steps and not report.aborted:
             processor.interrupted = False
+        served: Counter[ClientId] = Counter()
         for progress in report.progress:
             task = self.kernel.table.find(progress.task)
             if task is not None and task.prepared:
+                served[task.submission.client] += max(0, progress.generated - task.generated)
                 self._progress(task, progress, now)
+        for client, tokens in served.items():
+            processor.charge(client, 0, tokens)
         if report.idle and report.number == processor.numbers:
             processor.quantum = processor.expect_by = None
         else:
@@ -250,7 +255,6 @@ class Dispatcher:
             task.kv is not None and task.kv.saving is not None
         ):  # else it was lost since
             task.computed = progress.computed
-        self.processor(task.model).charge(task.submission.client, 0, max(0, progress.generated - task.generated))
         task.generated, task.cached_tokens = progress.generated, progress.cached
         if progress.generated and task.first_token_ms is None:
             task.first_token_ms = now

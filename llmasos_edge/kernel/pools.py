@@ -42,8 +42,10 @@ class Pools:
         if any(each.resizing is not None for each in self._loader.processors()):
             return True
         short = self._loader.shortage()
+        if short <= 0:
+            return False
         spare = {each: self._spare(each) for each in self._loader.processors()}
-        if short <= 0 or sum(spare.values()) < short:
+        if sum(spare.values()) < short:
             return False
         for processor, size in sorted(spare.items(), key=lambda each: -each[1]):
             if short > 0 and size:

@@ -278,6 +278,9 @@ class Processor:
 
 def _cells(tasks: Iterable[Task]) -> int:
     """What their tokens take in the pool: a prefix that several share is there once."""
-    tasks = tuple(tasks)
-    prefixes = {task.prefix: task.shared for task in tasks}
-    return sum(task.tokens - task.shared for task in tasks) + sum(prefixes.values())
+    cells, prefixes = 0, {}
+    for task in tasks:
+        cells += task.prompt_tokens + task.generated - task.shared
+        if task.shared:
+            prefixes[task.prefix] = task.shared
+    return cells + sum(prefixes.values())

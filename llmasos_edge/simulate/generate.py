@@ -24,7 +24,7 @@ BURST: Final = 12  # tasks that come at once, on average
 SPREAD: Final = 0.6  # of lengths: sigma of their logarithm
 MAX_TOKENS: Final = 512
 KEPT: Final = 0.5  # of the context: a conversation that is longer is followed by a new one
-SMOLLM2: Final = Model(  # on 2 cores of x86 (AVX-512), as a node recorded it
+SMOLLM2: Final = Model(  # rounded from what docs/benchmarks.md tells of 2 cores of x86
     name="smollm2-135m",
     context=4096,
     cells=8192,
@@ -35,7 +35,7 @@ SMOLLM2: Final = Model(  # on 2 cores of x86 (AVX-512), as a node recorded it
     pinned=True,
     load_ms=900,
     prepare_ms=4,
-    rates=Rates(8.0, 2.0, 1.1, 0.6, 0.05),
+    rates=Rates(step_ms=5.0, generate_ms=5.0, prefill_ms=2.5, generate_cell_us=1.5, prefill_cell_us=0.2),
 )
 SETTINGS: Final = Settings("priority", 200, 150, 5000, "cost")
 MACHINE: Final = Machine(cores=2, budget=1496 << 20, arena=256 << 20, swap=2 << 30, models=(SMOLLM2,))

@@ -27,6 +27,7 @@ WAITING: Final = 64  # height of the curve of those who wait
 GAP: Final = 70  # between panels: the axis, and the next title
 DRAWN_ONE_BY_ONE: Final = 4000  # more seats are drawn as what each column of pixels saw most of
 LABELLED: Final = 200  # seats: then each bar has its task's number
+UNITS: Final = (("h", 3600), ("min", 60), ("s", 1))
 TICKS: Final = 13  # at most
 TICKS_S: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800, 21600, 43200)
 STYLE: Final = (
@@ -142,7 +143,7 @@ class _Panel:
         for second in range(0, self._end // 1000 + 1, step):
             x = self._x(second * 1000)
             yield f'<path class="g" d="M{x:.1f} {self._first}V{self.bottom}"/>'
-            yield _text(x, self.bottom + 17, "d m", _moment(second))
+            yield _text(x, self.bottom + 17, "d m", _moment(second, step))
         yield f'<path class="a" d="M{LEFT} {self.bottom}H{LEFT + PLOT}"/>'
 
     def _marks(self) -> Iterator[str]:
@@ -245,9 +246,7 @@ def _columns(seats: Iterable[Seat], scale: float) -> Iterator[Bar]:
         at += length
 
 
-def _moment(second: int) -> str:
-    if second < 120:
-        return f"{second} s"
-    if second < 7200:
-        return f"{second / 60:g} min"
-    return f"{second / 3600:g} h"
+def _moment(second: int, step: int) -> str:
+    """In the largest unit that all moments of such steps have whole numbers of."""
+    unit, seconds = next((unit, seconds) for unit, seconds in UNITS if step % seconds == 0)
+    return f"{second // seconds} {unit}"

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import SimulatedProgram
 from llmasos_edge.engine.simulation import TARGETS, Simulation
 from llmasos_edge.errors import ConfigError, LLMasOSError
 from llmasos_edge.kernel.hal import Limits
@@ -15,6 +16,7 @@ from llmasos_edge.services.workload import Arrival, Header, Model, Workload
 
 OK: Final = "ok"
 MISSED: Final = "deadline_exceeded"  # it ran, or would have
+REPORT_MS: Final = 90.0  # as the real stepper (engine/stepper.py)
 UNPROMISED: Final = "unpromised"  # refused at once: its deadline could not be met
 
 
@@ -230,4 +232,6 @@ def _model(model: Model) -> SimulatedModel:
         prefill_cell_us=rates.prefill_cell_us,
         prepare_ms=model.prepare_ms,
         load_ms=model.load_ms,
+        mute=True,
+        report_ms=REPORT_MS,
     )

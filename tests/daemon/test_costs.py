@@ -5,7 +5,8 @@ from random import Random
 import pytest
 
 from llmasos_edge.daemon.costs import StepCosts
-from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import SimulatedProgram
 from llmasos_edge.engine.simulation import Simulation
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.scheduling.batch import Rates

@@ -7,7 +7,8 @@ import pytest
 from llmasos_edge.config.board import load_board
 from llmasos_edge.config.node import ModelConfig, NodeConfig, SchedulerConfig
 from llmasos_edge.daemon.recording import Recording
-from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import SimulatedProgram
 from llmasos_edge.engine.simulation import Simulation
 from llmasos_edge.errors import ShuttingDown
 from llmasos_edge.kernel import hal

@@ -4,14 +4,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from llmasos_edge.engine.simulated import (
-    Fault,
-    SimulatedEngine,
-    SimulatedModel,
-    SimulatedProgram,
-    Timeline,
-    answer_text,
-)
+from llmasos_edge.engine.simulated import SimulatedEngine, SimulatedModel, Timeline
+from llmasos_edge.engine.simulated_work import Fault, SimulatedProgram, answer_text
 from llmasos_edge.engine.simulation import SimulatedMachine, Simulation
 from llmasos_edge.errors import Panic
 from llmasos_edge.kernel import hal
@@ -57,10 +51,11 @@ class Bench:
         parts = tuple(hal.Slot(task, Tokens(prefill), Tokens(decode)) for task, prefill, decode in slots)
         self.engine.grant(hal.Quantum(number, parts, Tokens(chunk), Milliseconds(time_ms), threads=1))
 
-    def run(self, until: float = 10_000) -> list[tuple[float, hal.Event]]:
-        """What it said since the last time."""
-        while (moment := self.timeline.next_moment) is not None and moment <= until:
+    def run(self, until: float | None = None) -> list[tuple[float, hal.Event]]:
+        """What it said since the last time, up to a moment or until nothing is left to happen."""
+        while (moment := self.timeline.next_moment) is not None and (until is None or moment <= until):
             self.timeline.happen()
+        self.timeline.now = until or self.timeline.now
         heard, self.heard = self.heard, []
         return heard
 
@@ -193,7 +188,7 @@ def test_an_interrupt_loses_the_step_and_finds_the_commands_before_it() -> None:
     bench.grant((T, 500, 10), chunk=20, number=2)
     bench.engine.interrupt()
     at, report = reports(bench.run(135))[0]
-    assert (at, report.number, report.steps, report.aborted) == (1, 1, 0, True)
+    assert (at, report.number, report.steps, report.aborted) == (100, 1, 0, True)
     _, after = reports(bench.run(200))[0]
     assert (after.number, after.progress[0].computed % 20) == (2, 0)
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram, answer_text
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import SimulatedProgram, answer_text
 from llmasos_edge.engine.simulation import Simulation
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.processor import Phase

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import SimulatedProgram
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.processor import Phase
 from llmasos_edge.kernel.task import State

@@ -1,6 +1,7 @@
 """Tests of settings that change while tasks run: who is busy keeps what it has, who is idle takes the new."""
 
-from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import SimulatedProgram
 from llmasos_edge.kernel.processor import Phase, Processor
 from llmasos_edge.kernel.scheduling.policies import POLICIES
 from llmasos_edge.kernel.task import Task

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import SimulatedProgram
 from llmasos_edge.errors import NoMemory
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.memory.pressure import CALM_MS, Level, Pressure

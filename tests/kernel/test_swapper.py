@@ -2,7 +2,8 @@
 
 import pytest
 
-from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import SimulatedProgram
 from llmasos_edge.engine.simulation import SimulatedMemory
 from llmasos_edge.kernel.memory.arena import Arena
 from llmasos_edge.kernel.memory.kv_state import KvState, Residency

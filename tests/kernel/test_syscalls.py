@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import SimulatedProgram
 from llmasos_edge.errors import BadRequest, NoMemory, QueueFull, ShuttingDown, UnknownModel, UnknownTask
 from llmasos_edge.kernel.processor import Phase
 from llmasos_edge.kernel.task import State, Task

@@ -8,7 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from llmasos_edge.engine.simulated import Fault, SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import Fault, SimulatedProgram
 from llmasos_edge.engine.simulation import TARGETS
 from llmasos_edge.errors import BadRequest, NoMemory
 from llmasos_edge.kernel.memory.pressure import Level, Space

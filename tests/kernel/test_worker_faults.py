@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from llmasos_edge.engine.simulated import Fault, SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import Fault, SimulatedProgram
 from llmasos_edge.errors import EngineFailed
 from llmasos_edge.kernel import hal
 from llmasos_edge.kernel.loader import OUTGROWN

@@ -64,8 +64,9 @@ def _victims(urgent: Task, running: Sequence[Task], room: Room, now: Millisecond
 
 def _standing(task: Task) -> Priority:
     """The class that a running task counts as: who lost its place too often is promoted, but not to CRITICAL."""
-    promoted = task.preemptions >= PROMOTE_AFTER and task.priority < Priority.INTERACTIVE
-    return Priority(task.priority + promoted)
+    if task.preemptions >= PROMOTE_AFTER and task.priority < Priority.INTERACTIVE:
+        return Priority(task.priority + 1)
+    return task.priority
 
 
 def _tolerated(urgent: Task) -> float:

@@ -75,8 +75,9 @@ class Lanes:
             del self._lanes[client]
 
     def recount(self, client: ClientId, served: int) -> None:
-        lane = self._lanes.get(client)
-        if lane is not None and lane.served != served:
+        """Of a client that waits here."""
+        lane = self._lanes[client]
+        if lane.served != served:
             self._leave_level(client, lane)
             lane.served = served
             self._join_level(client, lane)

@@ -76,9 +76,9 @@ class ReadyQueue:
 
     def recount(self, client: ClientId) -> None:
         """The client's counter has grown."""
-        served = self._served(client)
         for lanes in self._lanes.values():
-            lanes.recount(client, served)
+            if client in lanes:
+                lanes.recount(client, self._served(client))
 
     def first(self) -> Task | None:
         """The least rank of all."""

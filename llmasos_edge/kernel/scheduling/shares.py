@@ -9,7 +9,7 @@ GENERATED: Final = 2  # a generated token weighs as much as so many of a prompt
 LOWER_SHARE: Final = 0.1  # of the computing time, for a class that waits while none of it runs
 TURN_MS: Final = 400.0  # what a class must be owed to be lent a place
 FEW: Final = 64  # counters that it is not worth looking through
-CRITICAL_DEBT_MS: Final = 1200.0  # this much more where the critical class would have to wait for it
+CRITICAL_DEBT_MS: Final = 800.0  # this much more where the critical class would have to wait for it
 
 
 class Shares:

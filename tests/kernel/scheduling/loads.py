@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from llmasos_edge.engine.simulated import SimulatedProgram
+from llmasos_edge.engine.simulated_work import SimulatedProgram
 from llmasos_edge.kernel.task import State, Task
 from tests.kernel.nodes import CheckedSimulation
 

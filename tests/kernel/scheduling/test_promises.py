@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from llmasos_edge.engine.simulated import SimulatedModel, SimulatedProgram
+from llmasos_edge.engine.simulated import SimulatedModel
+from llmasos_edge.engine.simulated_work import SimulatedProgram
 from llmasos_edge.kernel.scheduling.policies import POLICIES
 from llmasos_edge.kernel.task import State, Task
 from llmasos_edge.kernel.units import Priority
