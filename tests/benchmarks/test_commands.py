@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = (
     *("decode", "mqtt", "memory", "footprint", "models", "budget", "worker"),
     *("swap-crash", "fit", "pressure", "sessions", "prefix", "kernel"),
-    *("simulate", "urgent", "throughput"),
+    *("simulate", "promises", "urgent", "throughput", "cores", "prefill", "live-promises"),
 )
 
 
