@@ -54,6 +54,7 @@ class Accepting:
             max_tokens=Tokens(request.max_tokens or DEFAULT_MAX_TOKENS),
             deadline_ms=None if limit is None else Milliseconds(limit),
             session=None if request.session is None else SessionId(request.session),
+            turn=program.messages is not None,
             app=app,
             task=task,
             attempt=attempt,

@@ -95,9 +95,8 @@ class Node:
         )
         self.boot = self.journal.boot()
         self.loop = KernelLoop(self._broken)
-        self.security = Security(
-            settings.callers(config), proven=config.mqtt is not None and config.mqtt.trust == "acl"
-        )
+        proven = config.mqtt is not None and config.mqtt.trust == "acl"
+        self.security = Security(settings.callers(config), proven=proven)
         self.restart_for: tuple[str, ...] = ()  # keys of the node file whose change takes a restart
         store = ModelStore(places.state / "models", places.models)
         self.models = NodeModels(store, [model.name for model in config.models])
@@ -197,10 +196,8 @@ class Node:
         ):
             up()
             self._steps.append(down)
-        log.info(
-            "node %s/%s, boot %d: control socket %s",
-            *(self.config.site, self.config.name, self.boot, runtime / "control.sock"),
-        )
+        name = f"{self.config.site}/{self.config.name}"
+        log.info("node %s, boot %d: control socket %s", name, self.boot, runtime / "control.sock")
 
     def stop(self) -> None:
         self._manager.stopping()
@@ -218,8 +215,7 @@ class Node:
             self.loop.post(lambda: self.dispatcher.relief.felt(spaces, monotonic_ms()))
 
     def _start_loop(self) -> None:
-        standing = self.calls.standing
-        timers = [(self.apps.next_tick, self.apps.tick), (standing.next_tick, standing.tick)]
+        timers = [(each.next_tick, each.tick) for each in (self.apps, self.calls.standing)]
         self.loop.start(self.dispatcher, [*timers, (self._next_beat, self._beat)])
 
     def _start_models(self) -> None:
@@ -294,9 +290,8 @@ class Node:
             self.syscalls.closing = self.hardware.closed = True
             now = monotonic_ms()
             for task in tuple(self.kernel.table.live()):
-                error = ShuttingDown(
-                    "the node is shutting down", retry_after_ms=RETRY_MS, details={"text": "".join(task.text)}
-                )
+                told = {"text": "".join(task.text)}
+                error = ShuttingDown("the node is shutting down", retry_after_ms=RETRY_MS, details=told)
                 self.dispatcher.end(task, Outcome(error=error), now)
             for processor in self.kernel.loader.processors():
                 self.kernel.loader.end(processor)

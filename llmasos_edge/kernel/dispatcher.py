@@ -95,7 +95,8 @@ class Dispatcher:
         """From any state: everything that the task holds goes back, and its callers hear of it."""
         processor = self.processor(task.model)
         processor.urgent |= task.state is State.RUNNING and outcome.error is not None
-        if outcome.error is None and task.state is State.RUNNING and task.submission.session is not None:
+        turn = task.submission.turn and task.submission.session is not None
+        if turn and outcome.error is None and task.state is State.RUNNING:
             self._seats.keep(processor, task)
         self.leave(processor, task)
         if task.prepared or task.preparing:

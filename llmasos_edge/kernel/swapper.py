@@ -15,7 +15,6 @@ from llmasos_edge.kernel.memory.backing import (
     MoveFailed,
     ReadDone,
     ReadFailed,
-    Record,
     StoredSegment,
     SwapEvent,
     WriteFailed,
@@ -54,7 +53,7 @@ class Swapper:
     def claim(self, task: Task, fingerprint: str, now: Milliseconds) -> KvState:
         """The state that the task goes on from, its own until `release`: its session's, or a new one."""
         state = task.kv
-        if state is None and task.submission.session is not None:
+        if state is None and task.submission.session is not None and task.submission.turn:
             session = task.submission.client, task.submission.session
             state = self._sessions.setdefault((session, task.model), KvState(task.model, fingerprint, session))
         state = state or KvState(task.model, fingerprint)
@@ -243,24 +242,8 @@ class Swapper:
                 if segment.target is None:
                     return
                 self.segments.begin(segment, state)
-                self.device.write(self._record(state, segment), segment.extent, segment.target)
-
-    def _record(self, state: KvState, segment: Segment) -> Record:
-        if state.session is None:
-            raise Panic(f"Swapper._record: {segment.id} belongs to no session")
-        client, session = state.session
-        return Record(
-            segment=segment.id,
-            client=client,
-            session=session,
-            model=state.model,
-            fingerprint=state.fingerprint,
-            start=segment.start,
-            end=segment.end,
-            size=segment.size,
-            checksum=segment.checksum,
-            used_at=Milliseconds(self._era + state.used_at),
-        )
+                used_at = Milliseconds(self._era + state.used_at)
+                self.device.write(state.record(segment, used_at), segment.extent, segment.target)
 
     def adopt(self, stored: Iterable[StoredSegment]) -> None:
         """After a restart: what the swap file's index tells. Raises Panic if it contradicts itself."""

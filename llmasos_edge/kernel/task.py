@@ -50,6 +50,7 @@ class Submission:
     max_tokens: Tokens = Tokens(256)
     deadline_ms: Milliseconds | None = None  # from now
     session: SessionId | None = None
+    turn: bool = True  # of its session, which goes on from what it computed; else it only waits for those before it
     app: str | None = None
     task: TaskId | None = None  # its id, where the caller numbers its tasks
     attempt: int = 1  # more, for a task that is given again after a restart

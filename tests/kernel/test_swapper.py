@@ -1,5 +1,7 @@
 """Tests of the swapper through the whole kernel: sessions keep what is computed, wherever there is room for it."""
 
+from dataclasses import replace
+
 import pytest
 
 from llmasos_edge.engine.simulated import SimulatedModel
@@ -90,6 +92,18 @@ def test_a_session_that_never_had_an_answer_leaves_nothing(simulate: Simulate) -
         simulation.do(simulation.syscalls.cancel, task.id)
     simulation.run()
     assert list(simulation.swapper.states()) == []
+
+
+def test_what_is_no_turn_leaves_its_session_as_it_was(simulate: Simulate) -> None:
+    """A bare prompt waits for the session's turns, and takes nothing from them."""
+    simulation = simulate({M: big()})
+    simulation.submit(SimulatedProgram(400, 20), session="s")
+    for session in "st":
+        bare = replace(simulation.submission(SimulatedProgram(300, 10), session=session), turn=False)
+        simulation.do(simulation.syscalls.submit, bare)
+    simulation.run()
+    (kept,) = simulation.swapper.states()
+    assert (kept.session, kept.end) == (("simulation", "s"), SAVED)
 
 
 def test_the_least_recently_used_leaves_the_arena_for_the_swap_file(simulate: Simulate) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from llmasos_edge.errors import Panic
+from llmasos_edge.kernel.memory.backing import Record
 from llmasos_edge.kernel.memory.extent import Extent
 from llmasos_edge.kernel.units import Bytes, ClientId, Milliseconds, ModelId, SegmentId, SessionId, TaskId, Tokens
 
@@ -87,6 +88,24 @@ class KvState:
         """The segments from the first on that are in the arena."""
         count = next((at for at, each in enumerate(self.segments) if each.extent is None), len(self.segments))
         return tuple(self.segments[:count])
+
+    def record(self, segment: Segment, used_at: Milliseconds) -> Record:
+        """What the swap file's index keeps of one of its segments."""
+        if self.session is None:
+            raise Panic(f"KvState.record: {segment.id} belongs to no session")
+        client, session = self.session
+        return Record(
+            segment=segment.id,
+            client=client,
+            session=session,
+            model=self.model,
+            fingerprint=self.fingerprint,
+            start=segment.start,
+            end=segment.end,
+            size=segment.size,
+            checksum=segment.checksum,
+            used_at=used_at,
+        )
 
     def check_invariants(self) -> None:
         for before, after in zip(self.segments, self.segments[1:], strict=False):
