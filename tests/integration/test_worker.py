@@ -22,7 +22,6 @@ from llmasos_edge.kernel.hal import (
     Finished,
     Loaded,
     Prepared,
-    Quantum,
     Refused,
     Report,
     Slot,
@@ -58,11 +57,10 @@ def test_a_task_runs_to_its_limit(rig: Rig) -> None:
 
 def test_a_prompt_that_comes_first_holds_up_the_others_for_one_step(rig: Rig) -> None:
     """Its first token is told by a report in which nobody else went on."""
-    running, newcomer = rig.start("on", 0, tokens=200), rig.start("first", 1, text="A bell rings. " * 8, tokens=2)
+    running, newcomer = rig.start("on", 0, tokens=200), rig.start("bell", 1, text="A bell rings. " * 8, tokens=2)
     rig.grant(running)
     rig.wait(Report, lambda report: any(part.generated for part in report.progress))
-    slots = (Slot(newcomer, Tokens(200), Tokens(2), alone=True), Slot(running, Tokens(1), Tokens(200)))
-    rig.host.grant(Quantum(100, slots, Tokens(16), Milliseconds(20_000), 1))
+    rig.lease(Slot(newcomer, Tokens(200), Tokens(2), alone=True), Slot(running, Tokens(1), Tokens(200)), chunk=16)
     told = rig.wait(Report, lambda report: any(part.task == newcomer for part in report.progress))
     assert (told.steps, [part.task for part in told.progress]) == (1, [newcomer])
     rig.host.forget(running)

@@ -120,8 +120,11 @@ class Rig:
     def grant(
         self, *tasks: TaskId, chunk: int = 512, decode: int = 4000, ms: Milliseconds = LONG, threads: int = 1
     ) -> int:
+        slots = (Slot(task, Tokens(4000), Tokens(decode)) for task in tasks)
+        return self.lease(*slots, chunk=chunk, ms=ms, threads=threads)
+
+    def lease(self, *slots: Slot, chunk: int, ms: Milliseconds = LONG, threads: int = 1) -> int:
         self._number += 1
-        slots = tuple(Slot(task, Tokens(4000), Tokens(decode)) for task in tasks)
         self.host.grant(Quantum(self._number, slots, Tokens(chunk), ms, threads))
         return self._number
 
