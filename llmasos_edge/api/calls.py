@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
-import msgspec
-
 from llmasos_edge.api import views
+from llmasos_edge.api.arguments import AddModel, Nothing, OfApp, OfModel, OfSession, OfTask, Ps, Renice
 from llmasos_edge.api.door import Door
 from llmasos_edge.api.sessions import Sessions
 from llmasos_edge.api.standing import Standing
@@ -101,41 +100,6 @@ class Calls:
             task_id = task.id
         ended = self.syscalls.cancel(task_id, self.clock_ms())
         return {"task": ended.id, "state": ended.state.name}
-
-
-class Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    pass
-
-
-class Ps(msgspec.Struct, forbid_unknown_fields=True):
-    all: bool = False
-
-
-class OfTask(msgspec.Struct, forbid_unknown_fields=True):
-    task: str
-
-
-class Renice(msgspec.Struct, forbid_unknown_fields=True):
-    task: str
-    klass: str = msgspec.field(name="class")
-
-
-class OfModel(msgspec.Struct, forbid_unknown_fields=True):
-    model: str
-
-
-class OfSession(msgspec.Struct, forbid_unknown_fields=True):
-    session: str
-    client: str | None = None
-
-
-class AddModel(msgspec.Struct, forbid_unknown_fields=True):
-    path: str
-    name: str
-
-
-class OfApp(msgspec.Struct, forbid_unknown_fields=True):
-    app: str
 
 
 @dataclass(frozen=True, slots=True)

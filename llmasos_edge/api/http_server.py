@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from llmasos_edge.api.calls import CALLS, Calls, Context, Nothing
+from llmasos_edge.api.arguments import Nothing
+from llmasos_edge.api.calls import CALLS, Calls, Context
 from llmasos_edge.api.door import Arrival, Door
 from llmasos_edge.api.ticket import Post, Reply
 from llmasos_edge.config.addresses import is_loopback
